@@ -1,0 +1,242 @@
+"""The one record that data, planner and renderer share: a task and an ordered list of messages.
+
+The JSON form is the released parquet row: ``inputs`` is a JSON string with the message list, ``images`` and ``videos``
+list the media files in the order in which messages of that kind appear.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bernini.errors import DataError
+from bernini.tasks import Task, get_task
+
+MessageType = Literal["text", "cot_text", "image", "image_gen", "video", "frame_gen", "video_gen", "special_token"]
+IMAGE_TYPES = ("image", "image_gen")
+VIDEO_TYPES = ("video", "frame_gen", "video_gen")
+TARGET_TYPES = ("image_gen", "frame_gen", "video_gen")
+
+
+@dataclass
+class Media:
+    """An image or a clip: where it lies, what it holds, or both.
+
+    Attributes:
+        path: File it was read from, as written in the row.
+        pixels: ``[3, T, H, W]`` uint8; an image has ``T = 1``.
+        posterior: ``[2C, t, h, w]`` mean and log-variance of the VAE, not normalised.
+        fps: Frames per second of ``pixels``; 0 for an image.
+        source: Geometry of the file that ``pixels`` was sampled from: ``height``, ``width``, ``frames``, ``fps``.
+        options: Further keys of the released row (``duration``, ``crop_method``), kept as they are.
+    """
+
+    path: str | None = None
+    pixels: Tensor | None = None
+    posterior: Tensor | None = None
+    fps: float = 0.0
+    source: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Message:
+    """One item of a conversation.
+
+    Attributes:
+        type: What the item is; ``*_gen`` types are generation targets.
+        text: Text of ``text`` and ``cot_text`` messages, or a special token.
+        media: Image or clip of the visual types.
+        has_loss: Whether the item is learned; ``None`` takes the documented default, true for ``*_gen``.
+    """
+
+    type: MessageType
+    text: str | None = None
+    media: Media | None = None
+    has_loss: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.type not in get_args(MessageType):
+            raise DataError(
+                f"unknown message type {self.type!r}", why=f"the types are {', '.join(get_args(MessageType))}"
+            )
+        if self.has_loss is None:
+            self.has_loss = self.type in TARGET_TYPES
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the message is an image, source or target."""
+        return self.type in IMAGE_TYPES
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the message is a clip, source or target."""
+        return self.type in VIDEO_TYPES
+
+    @property
+    def is_target(self) -> bool:
+        """Whether the message is a visual that the model has to make."""
+        return bool(self.has_loss) and (self.is_image or self.is_video)
+
+
+@dataclass
+class Conversation:
+    """A task and its messages, in the order in which segments are numbered.
+
+    Attributes:
+        task: Name in the task table.
+        messages: Ordered items.
+        key: Sample key in its shard.
+        text_features: Encoded text of the renderer by role, each ``[rows, dim]``: ``text`` and, when the text is
+            dropped, ``dropped``. Empty unless the sample was prepared.
+        info: Anything else that travels with the sample, plain JSON.
+    """
+
+    task: str
+    messages: list[Message]
+    key: str = ""
+    text_features: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Task:
+        """Row of the task table."""
+        return get_task(self.task)
+
+    @property
+    def prompt(self) -> str:
+        """The user's text: reasoning and texts without loss, joined by a blank, as the released trainer does."""
+        given = (m for m in self.messages if m.type == "cot_text" or (m.type == "text" and not m.has_loss))
+        return " ".join(m.text or "" for m in given)
+
+    @property
+    def sources(self) -> list[Message]:
+        """Visual messages that condition, in order."""
+        return [m for m in self.messages if (m.is_image or m.is_video) and not m.is_target]
+
+    @property
+    def targets(self) -> list[Message]:
+        """Visual messages to be made, in order."""
+        return [m for m in self.messages if m.is_target]
+
+    def media(self) -> Iterator[Media]:
+        """Every image and clip, in order."""
+        return (m.media for m in self.messages if m.media is not None)
+
+    def check(self, targets: bool = True) -> "Conversation":
+        """Compare the messages with the task table.
+
+        Args:
+            targets: Whether a target is required, as for training.
+
+        Raises:
+            ConfigError: The task is unknown.
+            DataError: The number of sources or targets is not the task's.
+        """
+        spec = self.spec
+        for kind, (least, most), found in (
+            ("video", spec.videos, sum(m.is_video for m in self.sources)),
+            ("image", spec.images, sum(m.is_image for m in self.sources)),
+        ):
+            if not least <= found <= most:
+                asked = str(least) if least == most else f"{least} to {most}"
+                raise DataError(
+                    f"task {spec.name} takes {asked} source {kind}(s), the sample has {found}",
+                    where=self.key,
+                    fix="change the sample's task or its media",
+                )
+        if targets and not self.targets:
+            raise DataError("the sample has no target", where=self.key, fix=f"add a {spec.target} to learn")
+        return self
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Conversation":
+        """A copy with every tensor on ``device``."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=non_blocking)
+
+        messages = [
+            replace(m, media=replace(m.media, pixels=move(m.media.pixels), posterior=move(m.media.posterior)))
+            if m.media is not None
+            else m
+            for m in self.messages
+        ]
+        features = {k: v.to(device, non_blocking=non_blocking) for k, v in self.text_features.items()}
+        return replace(self, messages=messages, text_features=features)
+
+    def to_row(self) -> dict[str, Any]:
+        """The released parquet row plus ``task``; tensors are not part of it."""
+        inputs, images, videos = [], [], []
+        for m in self.messages:
+            item: dict[str, Any] = {"type": m.type, "has_loss": int(bool(m.has_loss))}
+            if m.text is not None:
+                item["text"] = m.text
+            inputs.append(item)
+            media = m.media or Media()
+            if m.is_image:
+                images.append(media.path)
+            elif m.is_video:
+                videos.append({"video_path": media.path, **media.options})
+        return {"task": self.task, "inputs": json.dumps(inputs), "images": images, "videos": videos}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], task: str | None = None, key: str = "") -> "Conversation":
+        """Read a released row.
+
+        Args:
+            row: ``inputs`` (JSON string or list), ``images``, ``videos`` and, unless given apart, ``task`` or
+                ``source_name`` (``<task>$<dataset>``).
+            task: Task name that goes before the row's own.
+            key: Sample key.
+
+        Raises:
+            DataError: The row is not in the released format.
+        """
+        name = task or row.get("task") or str(row.get("source_name") or "").split("$")[0]
+        if not name:
+            raise DataError("the row names no task", where=key, fix="add a `task` to the row, or name it `task$dataset`")
+        try:
+            inputs = row["inputs"]
+            inputs = json.loads(inputs) if isinstance(inputs, str) else inputs
+            images, videos = iter(row.get("images") or []), iter(row.get("videos") or [])
+            messages = [cls._message(item, images, videos) for item in inputs]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"the row is not in the released format: {error!r}", where=key) from error
+        except StopIteration as error:
+            raise DataError("the row has more visual messages than media files", where=key) from error
+        return cls(task=name.lower(), messages=messages, key=key)
+
+    @staticmethod
+    def _message(item: dict[str, Any], images: Iterator[Any], videos: Iterator[Any]) -> Message:
+        has_loss = None if item.get("has_loss") is None else bool(item["has_loss"])
+        message = Message(item["type"], text=item.get("text"), has_loss=has_loss)
+        if message.is_image:
+            message.media = Media(path=next(images))
+        elif message.is_video:
+            entry = next(videos)
+            entry = {"video_path": entry} if isinstance(entry, str) else dict(entry)
+            message.media = Media(path=entry.pop("video_path"), options=entry)
+        return message
+
+
+@dataclass
+class Batch:
+    """Samples of one step.
+
+    Attributes:
+        samples: Conversations, of any tasks and sizes.
+        cursor: Where the data order stands after this batch, a few plain integers.
+    """
+
+    samples: list[Conversation]
+    cursor: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """A copy with every tensor on ``device``."""
+        return Batch([s.to(device, non_blocking) for s in self.samples], self.cursor)

@@ -1,0 +1,1 @@
+"""Flow matching: noise, timestep densities, losses, guidance and solvers."""

@@ -1,0 +1,1 @@
+"""The renderer: a Wan diffusion transformer over packed segments."""

@@ -1,0 +1,113 @@
+"""One transformer, or two that share the noise levels between them, and the folders they are kept in."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bernini.errors import ConfigError
+from bernini.flow.noise import Expert
+from bernini.pretrained import load_pretrained
+from bernini.renderer.transformer import PackedWanTransformer3DModel
+
+FOLDERS = {"high": "transformer", "single": "transformer", "low": "transformer_2"}
+
+
+@dataclass
+class Architecture:
+    """Shape of a Wan transformer; the defaults are those of Wan 2.2 A14B.
+
+    Attributes:
+        num_layers: Blocks.
+        num_attention_heads: Heads.
+        attention_head_dim: Dimensions of a head.
+        ffn_dim: Width of the feed-forward.
+        text_dim: Width of the text features.
+        freq_dim: Width of the sinusoidal timestep embedding.
+        in_channels: Channels of the latent.
+    """
+
+    num_layers: int = 40
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    ffn_dim: int = 13824
+    text_dim: int = 4096
+    freq_dim: int = 256
+    in_channels: int = 16
+
+    def build(self) -> PackedWanTransformer3DModel:
+        """A transformer of this shape with random weights, on the current default device."""
+        return PackedWanTransformer3DModel(**asdict(self), out_channels=self.in_channels)
+
+
+def load_transformer(
+    folder: str | Path, expert: Expert, dtype: torch.dtype = torch.float32
+) -> PackedWanTransformer3DModel:
+    """Read one expert of a Wan or Bernini-R diffusers folder.
+
+    Args:
+        folder: Folder with ``transformer/`` and, for two experts, ``transformer_2/``.
+        expert: Which one.
+        dtype: Weights' dtype; the modules that Wan keeps in fp32 stay so.
+
+    Raises:
+        CheckpointError: The folder is not there, has no such expert, or its weights do not fit its configuration.
+    """
+    return load_pretrained(
+        PackedWanTransformer3DModel,
+        Path(folder) / FOLDERS[expert],
+        dtype,
+        what=f"{expert} expert",
+        fix="point init_from at a diffusers folder with transformer/ (and transformer_2/)",
+    )
+
+
+class Experts(nn.Module):
+    """The transformers under diffusers' names and the boundary between them.
+
+    Args:
+        transformer: The high-noise expert, or the only one.
+        transformer_2: The low-noise expert.
+        boundary: Sigma at which the low-noise expert takes over; 0 where one transformer does it all.
+    """
+
+    def __init__(
+        self,
+        transformer: PackedWanTransformer3DModel | None,
+        transformer_2: PackedWanTransformer3DModel | None = None,
+        boundary: float = 0.875,
+    ) -> None:
+        super().__init__()
+        if transformer is None and transformer_2 is None:
+            raise ConfigError("a renderer needs at least one transformer")
+        self.transformer, self.transformer_2, self.boundary = transformer, transformer_2, boundary
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Experts":
+        """Read every expert of a Wan or Bernini-R folder.
+
+        The boundary is the ``boundary_ratio`` of its ``model_index.json``, 0.875 if that is silent.
+        """
+        if not (Path(folder) / FOLDERS["low"]).is_dir():
+            return cls(load_transformer(folder, "single", dtype), boundary=0.0)
+        index = Path(folder) / "model_index.json"
+        ratio = json.loads(index.read_text()).get("boundary_ratio") if index.is_file() else None
+        return cls(load_transformer(folder, "high", dtype), load_transformer(folder, "low", dtype), ratio or 0.875)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``transformer/`` and ``transformer_2/``, as diffusers loads them."""
+        for name in ("transformer", "transformer_2"):
+            if (model := getattr(self, name)) is not None:
+                model.save_pretrained(Path(folder) / name)
+
+    def is_low(self, timestep: float) -> bool:
+        """Whether the low-noise expert is responsible for this timestep (0..1000)."""
+        return timestep < 1000 * self.boundary
+
+    def at(self, timestep: float) -> PackedWanTransformer3DModel:
+        """The transformer that is responsible for this timestep (0..1000)."""
+        model = self.transformer_2 if self.is_low(timestep) else self.transformer
+        assert model is not None, f"no expert for timestep {timestep}"
+        return model

@@ -1,0 +1,347 @@
+"""RendererModule: data -> noise -> model -> loss, and sampling."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from bernini.conversation import Batch, Conversation
+from bernini.errors import ConfigError
+from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
+from bernini.renderer.attention import AttentionBackend
+from bernini.renderer.experts import Architecture, Experts, load_transformer
+from bernini.renderer.latents import DropoutConfig, NoisedSample, draw_sigmas, encode_media, noise_sample
+from bernini.renderer.lora import LoRAConfig, add_lora, load_lora, trainable
+from bernini.renderer.packing import pack, pad_context
+from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
+from bernini.renderer.sharding import shard
+from bernini.text.encoder import MAX_TOKENS, TextFeatures
+from bernini.text.prompt import renderer_text
+from bernini.vae.codec import LatentCodec
+
+SIGMA_BUCKETS = 4
+
+
+@dataclass
+class TextConfig:
+    """Where text features come from.
+
+    Attributes:
+        encoder: Folder of a Wan checkpoint with ``text_encoder/`` and ``tokenizer/``; may be null for prepared data.
+        table: Table of features that ``bernini prepare`` writes beside the shards.
+        rows: Context rows of a sample; shorter texts are filled with zero rows, which are attended.
+    """
+
+    encoder: str | None = None
+    table: str | None = None
+    rows: int = MAX_TOKENS
+
+
+@dataclass
+class Prediction:
+    """A sampled clip.
+
+    Attributes:
+        conversation: What was asked for.
+        pixels: ``[3, T, H, W]`` uint8.
+    """
+
+    conversation: Conversation
+    pixels: Tensor
+
+
+class RendererModule(L.LightningModule):
+    """Trains and samples the renderer.
+
+    Args:
+        vae: Folder of the frozen VAE.
+        expert: Noise levels to train: ``high`` or ``low`` of two experts, ``single`` for a model without experts, or
+            ``both`` experts at once, each with its own noise.
+        init_from: Diffusers folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
+        architecture: Shape of a model that starts from random weights.
+        text: Where text features come from.
+        noise: How timesteps are drawn.
+        dropout: How conditions are dropped.
+        lora: Train a LoRA instead of all weights.
+        sampling: How clips are sampled in validation and prediction.
+        optimizer: Optimizer of the trainable parameters.
+        lr_scheduler: Learning rate schedule, stepped every optimizer step.
+        attention: Attention backend.
+        gradient_checkpointing: Recompute blocks in the backward pass.
+        compile: Compile the blocks with ``torch.compile``.
+        frozen_dtype: Dtype of weights that are not trained: the VAE, the text encoder, the base of a LoRA.
+        max_latent_frames: Longer latents are cut.
+        seed: Seed of noise, timesteps and dropout.
+    """
+
+    renderer: Experts
+
+    def __init__(
+        self,
+        vae: str,
+        expert: Literal["high", "low", "single", "both"] = "single",
+        init_from: str | None = None,
+        architecture: Architecture | None = None,
+        text: TextConfig = TextConfig(),  # noqa: B008  dataclass defaults are copied by the parser
+        noise: NoiseConfig = NoiseConfig(),  # noqa: B008
+        dropout: DropoutConfig = DropoutConfig(),  # noqa: B008
+        lora: LoRAConfig | None = None,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        attention: AttentionBackend = "auto",
+        gradient_checkpointing: bool = True,
+        compile: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        max_latent_frames: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (init_from is None) == (architecture is None):
+            raise ConfigError(
+                "give the renderer either weights or a shape",
+                where="model.init_args",
+                fix="set init_from to train from weights, or architecture to train from scratch",
+            )
+        self.expert, self.init_from, self.architecture = expert, init_from, architecture
+        self.text, self.noise, self.dropout, self.lora, self.sampling = text, noise, dropout, lora, sampling
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.attention, self.gradient_checkpointing, self.compile_blocks = attention, gradient_checkpointing, compile
+        self.max_latent_frames, self.seed = max_latent_frames, seed
+        self.strict_loading = lora is None  # a LoRA's checkpoints hold the trained tensors only
+        # Frozen helpers live in a plain dict: they belong neither in checkpoints nor in the optimizer.
+        dtype = getattr(torch, frozen_dtype)
+        self._frozen: dict[str, Any] = {
+            "dtype": dtype,
+            "codec": LatentCodec.from_pretrained(vae, dtype),
+            "features": TextFeatures(text.encoder, text.table, dtype),
+        }
+
+    # -- model -----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the transformers; sharded over the mesh if the strategy brings one."""
+        if hasattr(self, "renderer"):
+            return
+        models = {name: self._build(expert) for name, expert in self._experts().items()}
+        self.renderer = Experts(**models, boundary=0.0 if self.expert == "single" else self.noise.boundary)
+        if self.lora and self.lora.init_from:
+            load_lora(self.renderer, self.lora.init_from)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.renderer, self.device_mesh)
+        for model in models.values():
+            if model is not None and self.compile_blocks:
+                model.compile_blocks()
+
+    def _experts(self) -> dict[str, Expert | None]:
+        both = self.expert == "both"
+        return {
+            "transformer": "high" if both else None if self.expert == "low" else self.expert,
+            "transformer_2": "low" if both or self.expert == "low" else None,
+        }
+
+    def _build(self, expert: Expert | None):  # noqa: ANN202
+        if expert is None:
+            return None
+        if self.init_from:
+            model = load_transformer(self.init_from, expert, self._frozen["dtype"] if self.lora else torch.float32)
+        else:
+            assert self.architecture is not None
+            model = self.architecture.build()
+        model.attention = self.attention
+        model.gradient_checkpointing = self.gradient_checkpointing
+        if self.lora:
+            add_lora(model, self.lora)
+        return model
+
+    @property
+    def codec(self) -> LatentCodec:
+        """The frozen VAE, on the module's device."""
+        return self._frozen["codec"].to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over what is trainable, and its schedule."""
+        optimizer = self.optimizer(trainable(self.renderer))
+        if self.lr_scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.lr_scheduler(optimizer), "interval": "step"}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only trained tensors of a LoRA."""
+        if self.lora:
+            names = {name for name, p in self.named_parameters() if p.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One packed forward; the loss weighs every target alike."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        loss, parts = self.losses(batch.samples, ("train", self.global_step, micro, self._data_rank()))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss under noise that is the same at every validation, so that its curve can be read."""
+        samples = [s for s in batch.samples if not s.info.get("padding")]
+        if not samples:
+            return
+        loss, parts = self.losses(samples, ("validate", batch_idx, self._data_rank()), train=False)
+        for name, value in {"loss": loss, **parts}.items():
+            self.log(f"val/{name}", value, batch_size=len(samples), on_epoch=True, add_dataloader_idx=False)
+
+    test_step = validation_step
+
+    def losses(
+        self, samples: Sequence[Conversation], key: tuple[str | int, ...], train: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of some samples.
+
+        Args:
+            samples: Conversations with targets, of any tasks and sizes.
+            key: What the randomness depends on, besides the seed.
+            train: Whether conditions are dropped.
+
+        Returns:
+            The loss, and its parts per task and per sigma bucket (for ``both``, of the high-noise expert and the low).
+        """
+        host, device = self._generators(key)
+        samples = [self._drop(s.check(), host) for s in samples] if train else [s.check() for s in samples]
+        latents = self._latents(samples, device)
+        contexts = self._contexts(samples)
+        total, parts = torch.zeros((), device=self.device), {}
+        for name, model in self.renderer.named_children():
+            expert: Expert = self._experts()[name] or "single"
+            sigmas = draw_sigmas(samples, self.noise, expert, host)
+            noised = [
+                noise_sample(sample, latent, context, sigma, model.patch, device)
+                for sample, latent, context, sigma in zip(samples, latents, contexts, sigmas, strict=True)
+            ]
+            loss = self._velocity_loss(model, noised)
+            total = total + loss.mean()
+            parts |= _split(noised, loss.detach())
+        return total, parts
+
+    def _velocity_loss(self, model: torch.nn.Module, noised: Sequence[NoisedSample]) -> Tensor:
+        packed = pack([n.packed for n in noised], model.patch)
+        predicted = model(packed)[packed.target_index]
+        return velocity_losses(predicted, torch.cat([v for n in noised for v in n.velocity]), packed.target_lengths)
+
+    def _drop(self, sample: Conversation, generator: torch.Generator) -> Conversation:
+        dropped = self.dropout.draw(generator)
+        kept = [m for m in sample.messages if m.media is None or m.is_target or dropped.keeps(m)]
+        if not dropped.text:
+            return replace(sample, messages=kept)
+        features = {"text": f for role, f in sample.text_features.items() if role == "dropped"}
+        return replace(sample, messages=[m for m in kept if m.media is not None], text_features=features)
+
+    def _latents(self, samples: Sequence[Conversation], generator: torch.Generator) -> list[list[Tensor]]:
+        """Sampled, normalised latents of all visual messages."""
+        codec = self.codec
+        posteriors = iter(encode_media(codec, [m for s in samples for m in s.media()]))
+
+        def draw(posterior: Tensor) -> Tensor:
+            shape = (codec.channels, *posterior.shape[1:])
+            noise = torch.randn(shape, generator=generator, device=posterior.device)
+            return codec.normalize(posterior, noise)[:, : self.max_latent_frames]
+
+        return [[draw(next(posteriors)) for _ in s.media()] for s in samples]
+
+    def _contexts(self, samples: Sequence[Conversation]) -> list[Tensor]:
+        """Text context ``[rows, dim]`` of each sample: prepared features, else the text's."""
+        texts = [renderer_text(s.task, s.prompt) for s in samples if "text" not in s.text_features]
+        found = iter(self._frozen["features"](texts, self.device))
+        chosen = [s.text_features["text"] if "text" in s.text_features else next(found) for s in samples]
+        return [pad_context(f.float(), self.text.rows) for f in chosen]
+
+    def _generators(self, key: tuple[str | int, ...]) -> tuple[torch.Generator, torch.Generator]:
+        """A host generator for choices that shape the batch, and a device generator for noise."""
+        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "little") >> 1
+        return torch.Generator("cpu").manual_seed(seed), torch.Generator(self.device).manual_seed(seed)
+
+    def _data_rank(self) -> int:
+        """Rank among those that see different data; peers on the second mesh axis share their draws."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return self.device_mesh["data_parallel"].get_local_rank()
+        return self.global_rank
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Tell the data where training stands."""
+        commit = getattr(getattr(self.trainer, "datamodule", None), "commit", None)
+        if commit is not None:
+            commit(batch.cursor)
+
+    # -- sampling --------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Sample what each conversation asks for."""
+        asked = [s for s in batch.samples if not s.info.get("padding")]
+        return self.sample(asked, first_seed=self.sampling.seed + batch_idx * len(batch))
+
+    @torch.no_grad()
+    def sample(
+        self, conversations: Sequence[Conversation], first_seed: int | None = None, progress: Progress | None = None
+    ) -> list[Prediction]:
+        """Sample clips.
+
+        A target in the conversation only gives the size, except for a lone low-noise expert, which starts from it.
+
+        Args:
+            conversations: What to make; sources may be pixels or prepared latents.
+            first_seed: Seed of the first clip, ``sampling.seed`` if not given; the others count on from it.
+            progress: Called with steps done and steps in all.
+        """
+        if not conversations:
+            return []
+        seed = self.sampling.seed if first_seed is None else first_seed
+        negative = self._frozen["features"]([self.sampling.negative_prompt], self.device)[0]
+        negative = pad_context(negative.float(), self.text.rows)
+        contexts = self._contexts(conversations)
+        requests = [
+            self._request(c, context, negative, seed + i)
+            for i, (c, context) in enumerate(zip(conversations, contexts, strict=True))
+        ]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            latents = render(self.renderer, requests, self.sampling, progress)
+        return [Prediction(c, self.codec.decode(x)) for c, x in zip(conversations, latents, strict=True)]
+
+    def _request(self, conversation: Conversation, positive: Tensor, negative: Tensor, seed: int) -> RenderRequest:
+        codec = self.codec
+        conversation.check(targets=False)
+        encoded = [codec.normalize(p) for p in encode_media(codec, list(conversation.media()))]
+        visual = [m for m in conversation.messages if m.media is not None]
+        sources = [Source(x, m.is_video) for m, x in zip(visual, encoded, strict=True) if not m.is_target]
+        truth = next((x for m, x in zip(visual, encoded, strict=True) if m.is_target), None)
+        clips = [s.latent for s in sources if s.is_video] or [s.latent for s in sources if conversation.task == "i2i"]
+        if truth is not None:
+            shape = truth.shape
+        elif clips:
+            shape = clips[0].shape
+        else:
+            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
+            shape = codec.latent_shape(frames, self.sampling.height, self.sampling.width)
+        mode = self.sampling.mode or conversation.spec.guidance
+        return RenderRequest(tuple(shape), sources, positive, negative, mode, seed, truth)
+
+
+def _split(noised: Sequence[NoisedSample], losses: Tensor) -> dict[str, Tensor]:
+    """Mean loss per task and per quarter of the noise levels."""
+    groups: dict[str, list[int]] = {}
+    index = 0
+    for sample in noised:
+        bucket = min(int(sample.sigma * SIGMA_BUCKETS), SIGMA_BUCKETS - 1)
+        names = (f"loss_{sample.task}", f"loss_sigma_{bucket / SIGMA_BUCKETS:.2f}")
+        for _ in sample.velocity:
+            for name in names:
+                groups.setdefault(name, []).append(index)
+            index += 1
+    return {name: losses[members].mean() for name, members in groups.items()}

@@ -1,0 +1,182 @@
+"""Samples of any tasks and sizes laid end to end in one sequence, without padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bernini.errors import DataError
+
+
+@dataclass
+class Segment:
+    """One latent of a sample.
+
+    Attributes:
+        latent: ``[C, T, H, W]`` normalised latent; the noised one for a target.
+        source_id: 0 for a target, else 1 or more; may be fractional.
+    """
+
+    latent: Tensor
+    source_id: float
+
+    @property
+    def is_target(self) -> bool:
+        """Whether the model has to predict this segment."""
+        return self.source_id == 0
+
+
+@dataclass
+class PackedSample:
+    """One sample before packing.
+
+    Attributes:
+        segments: Conditions and targets, in any order.
+        context: ``[rows, text_dim]`` text (and plan) of the sample; every row is attended.
+        timestep: Timestep of all its tokens, in 0..1000; the conditions share it.
+    """
+
+    segments: list[Segment]
+    context: Tensor
+    timestep: float | Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Several samples as one sequence.
+
+    Attributes:
+        patches: ``[tokens, C * pt * ph * pw]``, channel slowest, as the weights of Wan's patch embedding.
+        segments: ``[n, 5]`` float32 rows (token_start, T, H, W, source id).
+        sample_index: ``[tokens]`` sample of each token.
+        target_index: ``[target_tokens]`` tokens to be predicted.
+        timesteps: ``[samples]`` float32.
+        context: ``[rows, text_dim]``.
+        token_lengths: Tokens per sample.
+        context_lengths: Context rows per sample.
+        target_lengths: Tokens per target, in packing order.
+        target_grids: (T, H, W) in patches per target.
+    """
+
+    patches: Tensor
+    segments: Tensor
+    sample_index: Tensor
+    target_index: Tensor
+    timesteps: Tensor
+    context: Tensor
+    token_lengths: tuple[int, ...]
+    context_lengths: tuple[int, ...]
+    target_lengths: tuple[int, ...]
+    target_grids: tuple[tuple[int, int, int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence."""
+        return self.patches.shape[0]
+
+
+def patchify(latent: Tensor, patch: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
+    """Cut a latent into patches.
+
+    Args:
+        latent: ``[C, T, H, W]``.
+        patch: Patch size (pt, ph, pw).
+
+    Returns:
+        ``[T/pt * H/ph * W/pw, C * pt * ph * pw]`` and the grid.
+
+    Raises:
+        DataError: The latent is not a multiple of the patch.
+    """
+    if latent.ndim != 4 or any(size % p or not size for size, p in zip(latent.shape[1:], patch, strict=True)):
+        raise DataError(
+            f"a latent of shape {list(latent.shape)} cannot be cut into patches of {list(patch)}",
+            why="the model wants [channels, frames, height, width] in multiples of the patch",
+            fix="prepare clips with sizes that are multiples of 16 pixels",
+        )
+    grid = tuple(size // p for size, p in zip(latent.shape[1:], patch, strict=True))
+    (t, h, w), (pt, ph, pw) = grid, patch
+    cut = latent.reshape(-1, t, pt, h, ph, w, pw).permute(1, 3, 5, 0, 2, 4, 6)
+    return cut.reshape(t * h * w, -1), (t, h, w)
+
+
+def target_patches(latent: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cut a latent as the model writes its output: ``[tokens, pt * ph * pw * C]``, channel fastest."""
+    rows, _ = patchify(latent, patch)
+    return rows.unflatten(-1, (latent.shape[0], -1)).transpose(-1, -2).flatten(-2)
+
+
+def unpatchify(rows: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:
+    """Put the model's output rows back together.
+
+    Args:
+        rows: ``[tokens, pt * ph * pw * C]``, channel fastest.
+        grid: (T, H, W) in patches.
+        patch: Patch size.
+
+    Returns:
+        ``[C, T * pt, H * ph, W * pw]``.
+    """
+    (t, h, w), (pt, ph, pw) = grid, patch
+    cube = rows.reshape(t, h, w, pt, ph, pw, -1).permute(6, 0, 3, 1, 4, 2, 5)
+    return cube.reshape(-1, t * pt, h * ph, w * pw)
+
+
+def pad_context(features: Tensor, rows: int) -> Tensor:
+    """Text features with zero rows up to ``rows``: the released renderer attends to them.
+
+    Longer features are cut, as its tokenizer does.
+    """
+    return F.pad(features[:rows], (0, 0, 0, max(0, rows - features.shape[0])))
+
+
+def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
+    """Lay samples end to end.
+
+    Raises:
+        DataError: A latent does not fit the patch size, or there is nothing to pack.
+    """
+    if not samples or not all(s.segments for s in samples):
+        raise DataError("nothing to pack", why="a pack needs samples, and each sample a segment")
+    device = samples[0].context.device
+    patches, table, targets, target_lengths, target_grids, token_lengths = [], [], [], [], [], []
+    start = 0
+    for sample in samples:
+        first = start
+        for segment in sample.segments:
+            rows, grid = patchify(segment.latent, patch)
+            patches.append(rows)
+            table.append((start, *grid, segment.source_id))
+            if segment.is_target:
+                targets.append(range(start, start + len(rows)))
+                target_lengths.append(len(rows))
+                target_grids.append(grid)
+            start += len(rows)
+        token_lengths.append(start - first)
+    lengths = torch.tensor(token_lengths, device=device)
+    return Pack(
+        patches=torch.cat(patches),
+        segments=torch.tensor(table, dtype=torch.float32, device=device),
+        sample_index=torch.repeat_interleave(torch.arange(len(samples), device=device), lengths, output_size=start),
+        target_index=torch.cat([torch.arange(r.start, r.stop, device=device) for r in targets])
+        if targets
+        else torch.empty(0, dtype=torch.long, device=device),
+        timesteps=torch.stack([torch.as_tensor(s.timestep, dtype=torch.float32, device=device) for s in samples]),
+        context=torch.cat([s.context for s in samples]),
+        token_lengths=tuple(token_lengths),
+        context_lengths=tuple(s.context.shape[0] for s in samples),
+        target_lengths=tuple(target_lengths),
+        target_grids=tuple(target_grids),
+    )
+
+
+def interpolate_ids(sources: int, trained: int = 5) -> list[float]:
+    """Source ids 1..n, squeezed into the trained range when there are more sources than that.
+
+    The released sampler does this (``max_trained_src_id`` 5); training always uses integers.
+    """
+    if sources <= trained:
+        return [float(i) for i in range(1, sources + 1)]
+    return torch.linspace(1, trained, sources, dtype=torch.float64).tolist()

@@ -1,0 +1,217 @@
+"""Rendering: from sources and text to a latent, with any guidance mode, solver and number of experts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bernini.errors import ConfigError
+from bernini.flow.guidance import APG, Arm, Guide, Omegas, Sources, get_mode
+from bernini.flow.noise import add_noise
+from bernini.flow.solvers import SOLVERS, Solver, SolverName
+from bernini.renderer.experts import Experts
+from bernini.renderer.packing import PackedSample, Segment, interpolate_ids, pack, unpatchify
+
+
+@dataclass
+class SamplingConfig:
+    """How clips are sampled; the defaults are the released renderer's.
+
+    Attributes:
+        steps: Solver steps.
+        shift: Flow-matching shift of the sigma grid.
+        solver: ``unipc`` or ``euler``.
+        mode: Guidance mode; each task's own if null.
+        omegas: Guidance weights.
+        apg: Projection of the ``*_apg`` modes.
+        frames: Length of clips that no source gives a size, 4k + 1.
+        height: Their height in pixels.
+        width: Their width in pixels.
+        seed: Seed of the noise; sample ``i`` of a run uses ``seed + i``.
+        negative_prompt: Text of the negative arms; it gets no task sentence.
+        max_pack: Most samples in one forward; arms of several clips share a pack.
+    """
+
+    steps: int = 40
+    shift: float = 5.0
+    solver: SolverName = "unipc"
+    mode: str | None = None
+    omegas: Omegas = field(default_factory=Omegas)
+    apg: APG = field(default_factory=APG)
+    frames: int = 81
+    height: int = 480
+    width: int = 848
+    seed: int = 42
+    negative_prompt: str = ""
+    max_pack: int = 64
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.max_pack < 1:
+            raise ConfigError("sampling.steps and sampling.max_pack must be at least 1")
+        if self.mode is not None:
+            get_mode(self.mode)
+
+
+@dataclass
+class Source:
+    """A conditioning latent.
+
+    Attributes:
+        latent: ``[C, T, H, W]`` normalised.
+        is_video: Whether it came from a clip rather than an image.
+    """
+
+    latent: Tensor
+    is_video: bool
+
+
+@dataclass
+class RenderRequest:
+    """One clip to be made.
+
+    Attributes:
+        shape: ``(C, T, H, W)`` of the latent.
+        sources: Conditions, in the order in which they are numbered.
+        positive: ``[rows, text_dim]`` text context.
+        negative: ``[rows, text_dim]`` context of the negative arms.
+        mode: Guidance mode.
+        seed: Seed of the noise.
+        truth: ``[C, T, H, W]`` the true latent; needed only to start below pure noise.
+    """
+
+    shape: tuple[int, int, int, int]
+    sources: list[Source]
+    positive: Tensor
+    negative: Tensor
+    mode: str
+    seed: int
+    truth: Tensor | None = None
+
+    def noise(self) -> Tensor:
+        """Initial noise, drawn on the CPU so that a seed means the same everywhere."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        return torch.randn((1, *self.shape), generator=generator)[0].to(self.positive.device)
+
+    def segments(self, sources: Sources) -> list[Segment]:
+        """Conditions that an arm sees, with their source ids.
+
+        Clips are numbered before images; a subset of both keeps the ids of the whole, images alone have their own.
+        """
+        videos = [s for s in self.sources if s.is_video]
+        images = [s for s in self.sources if not s.is_video]
+        if sources == "none":
+            chosen: list[Source] = []
+        elif sources == "images":
+            chosen = images
+        else:
+            chosen = videos + images
+        ids = interpolate_ids(len(chosen))
+        if sources == "first_video":
+            chosen = videos[:1]
+        return [Segment(s.latent, i) for s, i in zip(chosen, ids, strict=False)]
+
+
+@dataclass
+class _Trajectory:
+    """A request on its way from noise to a clip."""
+
+    request: RenderRequest
+    guide: Guide
+    solver: Solver
+    x: Tensor
+    velocities: dict[Arm, Tensor] = field(default_factory=dict)
+
+    def distinct(self, low: bool) -> dict[tuple, list[Arm]]:
+        """Arms grouped by what the model would see: arms that differ in name only run once."""
+        groups: dict[tuple, list[Arm]] = {}
+        for arm in self.guide.arms(low):
+            seen = tuple((id(s.latent), s.source_id) for s in self.request.segments(arm.sources))
+            groups.setdefault((seen, arm.text), []).append(arm)
+        return groups
+
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def render(
+    experts: Experts,
+    requests: Sequence[RenderRequest],
+    config: SamplingConfig,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """Sample latents.
+
+    With both experts, or a single one, a trajectory runs from noise to data. A lone high-noise expert stops at the
+    boundary and gives its estimate of the clean latent; a lone low-noise expert starts there from the noised truth.
+
+    Args:
+        experts: The transformers.
+        requests: Clips to be made; they share the solver's grid, nothing else.
+        config: Solver, weights and pack size.
+        progress: Called with the steps done and the steps in all.
+
+    Returns:
+        ``[C, T, H, W]`` fp32 latent per request.
+
+    Raises:
+        ConfigError: A lone low-noise expert was given no truth to start from.
+    """
+    grid = SOLVERS[config.solver](config.steps, config.shift)
+    first, last = _window(experts, grid.timesteps)
+    trajectories = [_start(r, config, first, grid.sigmas[first]) for r in requests]
+    for index in range(first, last):
+        timestep, sigma = grid.timesteps[index], grid.sigmas[index]
+        low = experts.is_low(timestep)
+        _predict(experts, trajectories, timestep, low, config.max_pack)
+        for one in trajectories:
+            velocity = one.guide.combine(one.velocities, one.x, sigma, low)
+            stop_early = index == last - 1 and last < config.steps
+            one.x = one.x - sigma * velocity if stop_early else one.solver.step(index, velocity, one.x)
+        if progress:
+            progress(index + 1 - first, last - first)
+    return [one.x for one in trajectories]
+
+
+def _window(experts: Experts, timesteps: list[int]) -> tuple[int, int]:
+    """First and one past the last step that the experts at hand can make."""
+    switch = next((i for i, t in enumerate(timesteps) if experts.is_low(t)), len(timesteps))
+    first = 0 if experts.transformer is not None else switch
+    last = len(timesteps) if experts.transformer_2 is not None else switch
+    if first >= last:
+        raise ConfigError(
+            f"none of the {len(timesteps)} steps lies on this expert's side of sigma {experts.boundary}",
+            fix="raise sampling.steps",
+        )
+    return first, last
+
+
+def _start(request: RenderRequest, config: SamplingConfig, first: int, sigma: float) -> _Trajectory:
+    x = request.noise()
+    if first > 0:
+        if request.truth is None:
+            raise ConfigError(
+                "the low-noise expert cannot start from pure noise",
+                fix="load both experts, or sample clips whose target is known",
+            )
+        x = add_noise(request.truth.float(), x, sigma)
+    solver = SOLVERS[config.solver](config.steps, config.shift, first)
+    return _Trajectory(request, Guide(get_mode(request.mode), config.omegas, config.apg), solver, x)
+
+
+def _predict(experts: Experts, trajectories: list[_Trajectory], timestep: int, low: bool, max_pack: int) -> None:
+    """Run every distinct arm of every trajectory once."""
+    model = experts.at(timestep)
+    jobs = [(one, arms) for one in trajectories for arms in one.distinct(low).values()]
+    for start in range(0, len(jobs), max_pack):
+        part = jobs[start : start + max_pack]
+        packed = pack([_sample(one, arms[0], timestep) for one, arms in part], model.patch)
+        rows = model(packed)[packed.target_index].float().split(list(packed.target_lengths))
+        for (one, arms), out, cells in zip(part, rows, packed.target_grids, strict=True):
+            one.velocities.update(dict.fromkeys(arms, unpatchify(out, cells, model.patch)))
+
+
+def _sample(one: _Trajectory, arm: Arm, timestep: int) -> PackedSample:
+    context = one.request.positive if arm.text == "positive" else one.request.negative
+    return PackedSample([*one.request.segments(arm.sources), Segment(one.x, 0)], context, timestep)

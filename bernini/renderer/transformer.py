@@ -1,0 +1,148 @@
+"""Wan's diffusion transformer with a packed forward: diffusers' weights, names and loaders, our sequence layout."""
+
+import functools
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel, WanTransformerBlock
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bernini.renderer.attention import AttentionBackend, packed_attention, resolve_backend
+from bernini.renderer.packing import Pack
+from bernini.rope.op import Segments, prepare_segments, sa3d_qk_norm_rope
+
+Lengths = tuple[tuple[int, int], ...]
+
+
+def _modulate(norm: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    return (norm * (1 + scale) + shift).to(dtype)
+
+
+class PackedBlock(WanTransformerBlock):
+    """A Wan block over a packed sequence; parameters and names are those of ``WanTransformerBlock``."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        sample_index: Tensor | None,
+        segments: Segments,
+        self_lengths: Lengths,
+        cross_lengths: Lengths,
+        backend: str,
+    ) -> Tensor:
+        """Self-attention, cross-attention and feed-forward.
+
+        Args:
+            x: ``[tokens, dim]``.
+            context: ``[rows, dim]`` embedded text.
+            modulation: ``[samples, 6, dim]`` projected timestep embedding.
+            sample_index: ``[tokens]``, or ``None`` for a single sample.
+            segments: Rotation of the pack.
+            self_lengths: Query and key tokens of each sample.
+            cross_lengths: Query tokens and context rows of each sample.
+            backend: Resolved attention backend.
+
+        Returns:
+            ``[tokens, dim]``.
+        """
+        table = (self.scale_shift_table + modulation.float()).unbind(1)
+        # One row per sample, spread over its tokens; a single row broadcasts and costs nothing.
+        rows = table if sample_index is None else [row.index_select(0, sample_index) for row in table]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
+
+        y = _modulate(self.norm1(x.float()), scale, shift, x.dtype)
+        y = self._self_attention(y, segments, self_lengths, backend)
+        x = (x.float() + y * gate).to(x.dtype)
+
+        y = self.norm2(x.float()).to(x.dtype)
+        x = x + self._cross_attention(y, context, cross_lengths, backend)
+
+        y = _modulate(self.norm3(x.float()), ffn_scale, ffn_shift, x.dtype)
+        return (x.float() + self.ffn(y).float() * ffn_gate).to(x.dtype)
+
+    def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths, backend: str) -> Tensor:
+        attn: WanAttention = self.attn1
+        q, k, v = (project(y).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        eps: float = attn.norm_q.eps  # type: ignore[assignment]  # Wan always sets it
+        q, k = sa3d_qk_norm_rope(q, k, attn.norm_q.weight, attn.norm_k.weight, segments, eps)
+        return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
+
+    def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths, backend: str) -> Tensor:
+        attn: WanAttention = self.attn2
+        q = attn.norm_q(attn.to_q(y)).to(y.dtype)
+        k = attn.norm_k(attn.to_k(context)).to(y.dtype)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, attn.to_v(context)))
+        return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
+
+
+class PackedWanTransformer3DModel(WanTransformer3DModel):
+    """``WanTransformer3DModel`` whose forward takes a :class:`~bernini.renderer.packing.Pack`.
+
+    ``from_pretrained`` reads any Wan or Bernini-R ``transformer`` folder, ``save_pretrained`` writes one that diffusers
+    loads. With one sample of one segment of source id 0 it computes what diffusers' model computes.
+
+    Attributes:
+        attention: Attention backend, ``auto`` unless set.
+    """
+
+    _repeated_blocks = ["PackedBlock"]
+    _no_split_modules = ["PackedBlock"]
+    attention: AttentionBackend = "auto"
+
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for block in self.blocks:
+            block.__class__ = PackedBlock  # same parameters, another forward
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Patch size (pt, ph, pw)."""
+        pt, ph, pw = self.config["patch_size"]
+        return pt, ph, pw
+
+    def forward(self, pack: Pack) -> Tensor:
+        """Predict the velocity of every token.
+
+        Args:
+            pack: Packed samples.
+
+        Returns:
+            ``[tokens, pt * ph * pw * C]``, channel fastest, for all tokens; only target rows mean anything.
+        """
+        embedder = self.condition_embedder
+        weight = self.patch_embedding.weight
+        # The embedding is a convolution whose stride is its kernel, that is, one linear map of each patch.
+        x = F.linear(pack.patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        temb, modulation, context, _ = embedder(pack.timesteps, pack.context.to(weight.dtype))
+        modulation = modulation.unflatten(1, (6, -1))
+        sample_index = pack.sample_index if len(pack.token_lengths) > 1 else None
+
+        head_dim = self.config["attention_head_dim"]
+        segments = prepare_segments(pack.segments, pack.tokens, head_dim)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        backend = resolve_backend(self.attention, x.device, dtype, head_dim)
+        self_lengths = tuple((n, n) for n in pack.token_lengths)
+        cross_lengths = tuple(zip(pack.token_lengths, pack.context_lengths, strict=True))
+        shared = (context, modulation, sample_index, segments, self_lengths, cross_lengths, backend)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, *shared, use_reentrant=False)
+            else:
+                x = block(x, *shared)
+
+        shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
+        if sample_index is not None:
+            shift, scale = shift.index_select(0, sample_index), scale.index_select(0, sample_index)
+        return self.proj_out(_modulate(self.norm_out(x.float()), scale, shift, x.dtype))
+
+    def to_json_string(self) -> str:
+        """The configuration under diffusers' class name, so that diffusers loads what this class saves."""
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = WanTransformer3DModel.__name__
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,1 @@
+"""The renderer's text: prompts, UMT5 features and tables of them."""

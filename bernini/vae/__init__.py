@@ -1,0 +1,1 @@
+"""The video autoencoder: from pixels to latents and back."""
