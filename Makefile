@@ -1,0 +1,58 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv, once per change of pyproject.toml.
+#
+#   PYTHON=python3.12   the interpreter that makes the environment
+#   VENV=none           use the python3 in use and what is installed there, e.g. on a GPU machine
+#   ARGS="-k rope -x"   further arguments of pytest or of the demo
+
+NEWEST = for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(shell $(NEWEST))
+VENV ?= .venv
+ARGS ?=
+JOBS ?= 2
+
+ifneq ($(VENV),none)
+BIN := $(VENV)/bin/
+DEMO := $(VENV)/.demo
+DEV := $(VENV)/.dev
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: demo test lint gpu-test clean help
+
+demo: $(DEMO) ## train, edit and score a tiny Bernini on the CPU; opens in runs/demo/report.html
+	@$(BIN)bernini demo $(ARGS)
+
+test: $(DEV) ## run the test suite; tests that need a GPU are skipped without one
+	@OMP_NUM_THREADS=1 $(BIN)python3 -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(DEV) ## check style, docstrings, formatting and types
+	@$(BIN)python3 -m ruff check
+	@$(BIN)python3 -m ruff format --check
+	@$(BIN)python3 -m mypy
+
+gpu-test: $(DEV) ## run the tests that need a CUDA device
+	@$(BIN)python3 -m pytest -m gpu $(ARGS)
+
+clean: ## remove the environment, caches and build outputs; runs/ and data/ stay
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# pip is what a venv lacks when its creation failed half-way, so its presence marks a good one.
+$(VENV)/bin/pip:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing the demo's packages into $(VENV) (minutes, once)"
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing the development packages into $(VENV) (minutes, once)"
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.demo $@
