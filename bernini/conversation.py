@@ -30,7 +30,8 @@ class Media:
         pixels: ``[3, T, H, W]`` uint8; an image has ``T = 1``.
         posterior: ``[2C, t, h, w]`` mean and log-variance of the VAE, not normalised.
         fps: Frames per second of ``pixels``; 0 for an image.
-        source: Geometry of the file that ``pixels`` was sampled from: ``height``, ``width``, ``frames``, ``fps``.
+        source: Geometry of the file that ``pixels`` was sampled from: ``height``, ``width``, ``frames``, ``fps``, and
+            ``sampled``, the frames of ``pixels`` that are not padding.
         options: Further keys of the released row (``duration``, ``crop_method``), kept as they are.
     """
 
@@ -197,13 +198,16 @@ class Conversation:
         """
         name = task or row.get("task") or str(row.get("source_name") or "").split("$")[0]
         if not name:
-            raise DataError("the row names no task", where=key, fix="add a `task` to the row, or name it `task$dataset`")
+            fix = "add a `task` to the row, or name its source `task$dataset`"
+            raise DataError("the row names no task", where=key, fix=fix)
         try:
             inputs = row["inputs"]
             inputs = json.loads(inputs) if isinstance(inputs, str) else inputs
             images, videos = iter(row.get("images") or []), iter(row.get("videos") or [])
             messages = [cls._message(item, images, videos) for item in inputs]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except DataError as error:
+            raise DataError(error.what, where=key, why=error.why, fix=error.fix) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"the row is not in the released format: {error!r}", where=key) from error
         except StopIteration as error:
             raise DataError("the row has more visual messages than media files", where=key) from error

@@ -1,0 +1,404 @@
+"""Clips and images between files and ``uint8`` tensors: decode, encode, resize, and back to the source's geometry.
+
+PyAV and Pillow are imported when they are first needed, so that the models can be used without either.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bernini.conversation import Media
+from bernini.errors import ConfigError, DataError
+from bernini.files import replacing
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+CropMethod = Literal["left", "center", "right"]
+MAX_EDGE = 8192  # pixels; a header that claims more is refused before anything is allocated
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"  # no playlist formats: those open further files
+_IMAGES = ("PNG", "JPEG", "WEBP", "BMP")
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """Which frames of a file make a clip.
+
+    Attributes:
+        first: First frame of the covered span, counted in the file.
+        covered: Frames of the file in the covered span.
+        sampled: Frames of the clip that are not padding.
+        indices: File frame of every frame of the clip; ``4k + 1`` of them, the last one repeated as padding.
+    """
+
+    first: int
+    covered: int
+    sampled: int
+    indices: tuple[int, ...]
+
+
+def frame_rule(
+    frames: int,
+    native_fps: float,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    crop_method: CropMethod = "left",
+) -> FrameRule:
+    """Sample ``frames`` file frames at ``fps``, to a count of ``4k + 1`` as the Wan VAE takes them.
+
+    The frames are spread evenly over the covered span, its first and last included. A count that is not ``4k + 1`` is
+    padded up by repeating the last frame, so that nothing of a clip is lost; only a clip longer than ``max_frames`` is
+    cut, down to the largest ``4k + 1`` that ``max_frames`` allows.
+
+    Args:
+        frames: Frames of the file, at least 1.
+        native_fps: Frames per second of the file.
+        fps: Frames per second of the clip; ``None`` keeps the file's.
+        max_frames: Most frames of the clip; ``None`` for no limit.
+        crop_method: Part of a too long file that is kept: ``left`` is its start, ``right`` its end.
+
+    Returns:
+        The rule, to be applied by `read_video`.
+    """
+    fps = fps or native_fps
+    sampled = max(1, round(frames * fps / native_fps))
+    limit = sampled + 3 if max_frames is None else max_frames
+    limit -= (limit - 1) % 4
+    first, covered = 0, frames
+    if sampled > limit:
+        sampled = limit
+        covered = min(frames, max(1, round(limit * native_fps / fps)))
+        first = {"left": 0, "center": (frames - covered) // 2, "right": frames - covered}[crop_method]
+    steps = torch.linspace(0, covered - 1, sampled, dtype=torch.float64).round().long().tolist()
+    padding = -(sampled - 1) % 4
+    return FrameRule(first, covered, sampled, tuple(first + s for s in steps + steps[-1:] * padding))
+
+
+def read_video(
+    file: str | Path | bytes,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    crop_method: CropMethod = "left",
+    where: str = "",
+) -> Media:
+    """Read a clip.
+
+    Frames are taken by their number, at the average rate of the file, as `frame_rule` says; rotation metadata is
+    applied. The decoder runs from the start of the file, stops at the first error and keeps only the frames asked for.
+
+    Args:
+        file: Path, or the bytes of a file (MP4, MOV, MKV, WebM, AVI).
+        fps: Frames per second to sample at; ``None`` keeps the file's.
+        max_frames: Most frames of the clip.
+        start: Seconds of the file to skip.
+        duration: Seconds to use; ``None`` reads on to the end.
+        crop_method: Part of a too long clip that is kept.
+        where: What to call the file in an error; its path when empty.
+
+    Returns:
+        ``pixels`` ``[3, T, H, W]`` uint8 with ``T = 4k + 1``, ``fps``, and ``source``: ``height``, ``width``,
+        ``frames``, ``fps`` of the covered span of the file, and ``sampled``, the frames of ``pixels`` without padding.
+
+    Raises:
+        ConfigError: An option has no meaning, as a negative rate.
+        DataError: The file is missing, damaged, or has no video or no frame.
+    """
+    if crop_method not in get_args(CropMethod):
+        raise ConfigError(f"unknown crop_method {crop_method!r}", where=where, fix="use left, center or right")
+    if (fps is not None and fps <= 0) or (max_frames is not None and max_frames < 1) or start < 0:
+        raise ConfigError(
+            f"cannot sample at fps {fps}, max_frames {max_frames}, start {start}", fix="use positive numbers, or null"
+        )
+    where = where or ("" if isinstance(file, bytes) else str(file))
+    probed = probe_video(file, where=where)
+    total, native = int(probed["frames"]), probed["fps"]
+    skipped = round(start * native)
+    span = total - skipped if duration is None else min(total - skipped, round(duration * native))
+    if span < 1:
+        why = f"the file has {total} frames at {native:g} fps, asked for {duration or 'all'} s from second {start:g}"
+        raise DataError("the clip has no frame to read", where=where, why=why, fix="check `start` and `duration`")
+    rule = frame_rule(span, native, fps, max_frames, crop_method)
+    with _open_video(file, where) as (container, stream):
+        pixels = _decode(container, stream, [skipped + i for i in rule.indices], where)
+    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": rule.covered, "fps": native}
+    path = None if isinstance(file, bytes) else str(file)
+    return Media(path=path, pixels=pixels, fps=float(fps or native), source={**source, "sampled": rule.sampled})
+
+
+def probe_video(file: str | Path | bytes, *, where: str = "") -> dict[str, float]:
+    """Count the frames of a clip without decoding them.
+
+    Args:
+        file: Path, or the bytes of a file.
+        where: What to call the file in an error; its path when empty.
+
+    Returns:
+        ``height`` and ``width`` as stored, before any rotation, ``frames`` and ``fps``.
+
+    Raises:
+        DataError: The file is missing, cut short, or has no video.
+    """
+    where = where or ("" if isinstance(file, bytes) else str(file))
+    with _open_video(file, where) as (container, stream):
+        frames = sum(1 for packet in container.demux(stream) if _is_frame(packet, where))
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        height, width = stream.height, stream.width
+    if fps <= 0 or frames == 0:
+        raise DataError("the clip has no frames or no frame rate", where=where, fix="encode the clip again")
+    return {"height": height, "width": width, "frames": frames, "fps": fps}
+
+
+@contextmanager
+def _open_video(file: str | Path | bytes, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    import av
+
+    if not isinstance(file, bytes) and not Path(file).is_file():
+        raise DataError("the clip does not exist", where=where, fix="check the path; it is relative to its list")
+    try:
+        opened = io.BytesIO(file) if isinstance(file, bytes) else str(file)
+        with av.open(opened, "r", options={"format_whitelist": _CONTAINERS}) as container:
+            if not container.streams.video:
+                raise DataError("the file has no video stream", where=where, fix="give a clip, or an image as `images`")
+            stream = container.streams.video[0]
+            _check_edges(stream.height, stream.width, where)
+            # Threads cost more than they save on small frames.
+            stream.thread_type = "AUTO" if stream.height * stream.width > 256 * 256 else "NONE"
+            stream.codec_context.options = {"err_detect": "explode"}  # else damaged blocks are painted over silently
+            yield container, stream
+    except av.FFmpegError as error:
+        raise DataError(
+            f"the clip cannot be decoded: {error.strerror}",
+            where=where,
+            why="it is damaged, cut short, or not a clip at all",
+            fix="play it, encode it again, or leave the sample out",
+        ) from error
+
+
+def _is_frame(packet: Any, where: str) -> bool:
+    if packet.is_corrupt:
+        raise DataError("the clip is cut short", where=where, why="its end is missing", fix="copy or encode it again")
+    return packet.size > 0 and not packet.is_discard
+
+
+def _decode(container: "InputContainer", stream: "VideoStream", indices: list[int], where: str) -> Tensor:
+    """Decode the frames of the ascending ``indices``; a frame that is asked for twice is decoded once."""
+    pixels: Tensor | None = None
+    done = 0
+    for number, frame in enumerate(container.decode(stream)):
+        if number != indices[done]:
+            continue
+        array = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+        turned = torch.rot90(array, frame.rotation // 90, (0, 1)).permute(2, 0, 1)
+        if pixels is None:
+            pixels = torch.empty(3, len(indices), *turned.shape[1:], dtype=torch.uint8)
+        if turned.shape[1:] != pixels.shape[2:]:
+            raise DataError("the frame size changes inside the clip", where=where, fix="encode the clip again")
+        while done < len(indices) and indices[done] == number:
+            pixels[:, done] = turned
+            done += 1
+        if done == len(indices):
+            break
+    if pixels is None or done < len(indices):
+        raise DataError(f"the clip ends at frame {done} of {len(indices)}", where=where, fix="encode the clip again")
+    return pixels
+
+
+def _check_edges(height: int, width: int, where: str) -> None:
+    if not (0 < height <= MAX_EDGE and 0 < width <= MAX_EDGE):
+        raise DataError(f"a frame of {width}x{height} pixels", where=where, why=f"the edges may be 1 to {MAX_EDGE}")
+
+
+def write_video(path: str | Path, pixels: Tensor, fps: float, *, lossless: bool = False) -> None:
+    """Write an H.264 MP4 of exactly the size, length and rate given.
+
+    Args:
+        path: File to write; it appears whole or not at all.
+        pixels: ``[3, T, H, W]`` uint8.
+        fps: Frames per second; rates such as 30000/1001 are stored exactly.
+        lossless: Keep every pixel value, as RGB, which few players show. Otherwise BT.709, constant quality 18, in the
+            4:2:0 format that every player shows or, for an odd height or width, in 4:4:4.
+
+    Raises:
+        DataError: ``pixels`` is not a clip of uint8.
+    """
+    _check_pixels(pixels, str(path))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _encode(file, pixels, fps, lossless)
+
+
+def encode_video(pixels: Tensor, fps: float, *, lossless: bool = False) -> bytes:
+    """Bytes of the file that `write_video` writes."""
+    _check_pixels(pixels, "")
+    file = io.BytesIO()
+    _encode(file, pixels, fps, lossless)
+    return file.getvalue()
+
+
+def _encode(file: Any, pixels: Tensor, fps: float, lossless: bool) -> None:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    height, width = pixels.shape[2:]
+    layout = "rgb24" if lossless else "yuv444p" if height % 2 or width % 2 else "yuv420p"
+    with av.open(file, "w", format="mp4") as container:
+        stream: VideoStream = container.add_stream(  # type: ignore[assignment]
+            "libx264rgb" if lossless else "libx264",
+            rate=Fraction(fps).limit_denominator(1001),
+            options={"qp": "0"} if lossless else {"crf": "18"},
+        )
+        stream.height, stream.width, stream.pix_fmt = height, width, layout
+        stream.thread_type = "AUTO" if height * width > 256 * 256 else "NONE"
+        if not lossless:
+            context = stream.codec_context
+            context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+        for array in pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy():
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            if not lossless:
+                frame = frame.reformat(format=layout, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _check_pixels(pixels: Tensor, where: str) -> None:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[0] != 3 or 0 in pixels.shape:
+        raise DataError(
+            f"cannot write {tuple(pixels.shape)} {pixels.dtype}", where=where, why="pixels are [3, T, H, W] uint8"
+        )
+
+
+def read_image(file: str | Path | bytes, *, where: str = "") -> Media:
+    """Read an image, turned upright as its metadata says; transparency becomes white.
+
+    Args:
+        file: Path, or the bytes of a PNG, JPEG, WebP or BMP file.
+        where: What to call the file in an error; its path when empty.
+
+    Returns:
+        ``pixels`` ``[3, 1, H, W]`` uint8 and ``source``.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    where = where or ("" if isinstance(file, bytes) else str(file))
+    if not isinstance(file, bytes) and not Path(file).is_file():
+        raise DataError("the image does not exist", where=where, fix="check the path; it is relative to its list")
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_IMAGES) as image:
+            _check_edges(image.height, image.width, where)
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        raise DataError(f"the image cannot be read: {error}", where=where, fix="save it again as PNG") from error
+    pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
+    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
+    return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)
+
+
+def write_image(path: str | Path, pixels: Tensor) -> None:
+    """Write ``[3, 1, H, W]`` uint8 pixels to a file whose suffix names the format; it appears whole or not at all.
+
+    Raises:
+        DataError: ``pixels`` is not one frame of uint8.
+    """
+    with replacing(path) as temporary:
+        _image(pixels, str(path)).save(temporary)
+
+
+def encode_image(pixels: Tensor) -> bytes:
+    """PNG bytes of ``[3, 1, H, W]`` uint8 pixels."""
+    file = io.BytesIO()
+    _image(pixels, "").save(file, format="PNG")
+    return file.getvalue()
+
+
+def _image(pixels: Tensor, where: str) -> Any:
+    from PIL import Image
+
+    _check_pixels(pixels, where)
+    if pixels.shape[1] != 1:
+        raise DataError(f"an image of {pixels.shape[1]} frames", where=where, why="pixels are [3, 1, H, W] uint8")
+    return Image.fromarray(pixels[:, 0].permute(1, 2, 0).cpu().numpy())
+
+
+def fit_size(height: int, width: int, *, max_edge: int, multiple: int = 16, min_edge: int = 1) -> tuple[int, int]:
+    """Size that keeps the aspect ratio, both edges multiples of ``multiple``; nothing grows beyond what that asks for.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        max_edge: Most pixels of the longer edge; it goes before ``min_edge``.
+        multiple: What both edges are multiples of; 16 is the VAE's stride times the patch size.
+        min_edge: Least pixels of the shorter edge; a smaller frame is enlarged to it.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ConfigError: ``max_edge`` is smaller than ``multiple``.
+    """
+    if max_edge < multiple:
+        raise ConfigError(f"max_edge {max_edge} is smaller than {multiple}", why=f"edges are multiples of {multiple}")
+    scale = max(min(1.0, max_edge / max(height, width)), min_edge / min(height, width))
+    scale = min(scale, max_edge / max(height, width))
+
+    def fit(edge: int) -> int:
+        return min(max(1, round(edge * scale / multiple)), max_edge // multiple) * multiple
+
+    return fit(height), fit(width)
+
+
+def resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Resize ``[3, T, H, W]`` uint8 frames, bicubic and antialiased, a few frames at a time.
+
+    Args:
+        pixels: ``[3, T, H, W]`` uint8.
+        height: New height.
+        width: New width.
+
+    Returns:
+        ``[3, T, height, width]`` uint8, on the CPU when the size changed.
+    """
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    chunk = max(1, (1 << 24) // max(math.prod(pixels.shape[2:]), height * width))
+    out = torch.empty(3, pixels.shape[1], height, width, dtype=torch.uint8)
+    for at in range(0, pixels.shape[1], chunk):
+        # uint8 in channels-last is interpolated in integers, three times as fast as through floats.
+        frames = pixels[:, at : at + chunk].cpu().transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        out[:, at : at + chunk] = F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True).transpose(
+            0, 1
+        )
+    return out
+
+
+def restore(pixels: Tensor, source: dict[str, float]) -> Tensor:
+    """Bring made frames back to the height, width and frame count of the clip they were made from.
+
+    Padding is dropped; each frame of the source gets the made frame that is nearest in time.
+
+    Args:
+        pixels: ``[3, T, H, W]`` uint8, made from a clip that `read_video` sampled.
+        source: ``Media.source`` of that clip.
+
+    Returns:
+        ``[3, frames, height, width]`` uint8; play it at ``source["fps"]``.
+    """
+    frames, made = int(source["frames"]), min(int(source.get("sampled", pixels.shape[1])), pixels.shape[1])
+    nearest = torch.linspace(0, made - 1, frames, dtype=torch.float64).round().long()
+    return resize(pixels, int(source["height"]), int(source["width"]))[:, nearest]

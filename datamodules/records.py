@@ -1,0 +1,176 @@
+"""One conversation to the members of a sample in a shard, and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from bernini.conversation import Conversation, Media, Message
+from bernini.errors import DataError
+from bernini.media import encode_image, encode_video, fit_size, read_image, read_video, resize
+
+SCHEMA = 1
+ROW, TENSORS = "json", "prepared.safetensors"
+_PREPARE = "write the shards again with `bernini prepare`"
+
+
+def encode(conversation: Conversation, *, lossless: bool = False) -> dict[str, bytes]:
+    """Members of a sample, suffix -> bytes.
+
+    ``json`` holds the released row with member names as paths, the rate and source geometry of each visual, ``info``
+    and the schema version. Visual ``n`` of the messages becomes ``vN.mp4`` or ``iN.png`` when it has pixels; a visual
+    that has neither pixels nor a posterior is the file at its path, copied byte for byte. Posteriors and text features
+    become ``posterior.N`` and ``text.ROLE`` of ``prepared.safetensors``.
+
+    Args:
+        conversation: The sample.
+        lossless: Keep the exact pixels of clips.
+
+    Raises:
+        DataError: A visual has no data, or not of the kind that its message says.
+    """
+    members: dict[str, bytes] = {}
+    tensors: dict[str, Tensor] = {f"text.{role}": rows for role, rows in conversation.text_features.items()}
+    messages: list[Message] = []
+    visuals: list[dict[str, Any]] = []
+    for message in conversation.messages:
+        if not (message.is_image or message.is_video):
+            messages.append(message)
+            continue
+        media, number = message.media or Media(), len(visuals)
+        visual: dict[str, Any] = {"fps": media.fps, "source": media.source}
+        if media.posterior is not None:
+            visual["posterior"] = f"posterior.{number}"
+            tensors[visual["posterior"]] = media.posterior
+        if media.pixels is not None or media.posterior is None:
+            suffix, data = _file(message, media, lossless, f"{conversation.key}, visual {number}")
+            visual["pixels"] = f"{'v' if message.is_video else 'i'}{number}.{suffix}"
+            members[visual["pixels"]] = data
+        visuals.append(visual)
+        messages.append(replace(message, media=replace(media, path=visual.get("pixels", visual.get("posterior")))))
+    row = replace(conversation, messages=messages).to_row()
+    row |= {"schema": SCHEMA, "visuals": visuals, "info": conversation.info}
+    members[ROW] = json.dumps(row).encode()
+    if tensors:
+        members[TENSORS] = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return members
+
+
+def _file(message: Message, media: Media, lossless: bool, where: str) -> tuple[str, bytes]:
+    """Suffix and bytes of a visual."""
+    if media.pixels is not None:
+        if message.is_image:
+            return "png", encode_image(media.pixels)
+        return "mp4", encode_video(media.pixels, media.fps, lossless=lossless)
+    if media.path is None:
+        raise DataError("a visual has neither pixels nor a file", where=where, fix="give it one of them")
+    path, suffixes = Path(media.path), ("mp4",) if message.is_video else ("png", "jpg")
+    suffix = path.suffix.lower().lstrip(".").replace("jpeg", "jpg")
+    if suffix not in suffixes:
+        raise DataError(f"a file that is not {' or '.join(suffixes)} cannot be copied", where=str(path), fix=_PREPARE)
+    if not path.is_file():
+        raise DataError("the file does not exist", where=str(path), fix="check the path")
+    return suffix, path.read_bytes()
+
+
+def decode(
+    members: Mapping[str, bytes],
+    *,
+    key: str,
+    where: str,
+    max_frames: int | None = None,
+    max_edge: int | None = None,
+) -> Conversation:
+    """Read a sample back.
+
+    Args:
+        members: Suffix -> bytes, as `encode` made them.
+        key: Sample key.
+        where: Shard and key, for errors.
+        max_frames: Most frames of a clip; a longer one loses its end. Posteriors stay as they are.
+        max_edge: Longest edge of frames in pixels; larger ones are resized. Posteriors stay as they are.
+
+    Returns:
+        The conversation, with ``pixels`` and ``posterior`` as far as they were stored.
+
+    Raises:
+        DataError: A member is missing or damaged.
+    """
+    row = parse_row(members, where)
+    tensors: dict[str, Tensor] = {}
+    if TENSORS in members:
+        try:
+            tensors = load_tensors(bytes(members[TENSORS]))
+        except (SafetensorError, ValueError) as error:
+            raise DataError(f"damaged tensors: {error}", where=f"{where}.{TENSORS}", fix=_PREPARE) from error
+    conversation = Conversation.from_row(row, key=key)
+    conversation.info = row.get("info", {})
+    conversation.text_features = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
+    visuals = [m for m in conversation.messages if m.is_image or m.is_video]
+    if len(visuals) != len(row["visuals"]):
+        raise DataError(f"{len(visuals)} visual messages, {len(row['visuals'])} visuals", where=f"{where}.{ROW}")
+    for message, visual in zip(visuals, row["visuals"], strict=True):
+        for name, stored in ((visual.get("pixels"), members), (visual.get("posterior"), tensors)):
+            if name is not None and name not in stored:
+                raise DataError(
+                    f"{name} of the sample is missing", where=where, why="the shard is damaged", fix=_PREPARE
+                )
+        media = Media(fps=visual["fps"], source=visual["source"])
+        if name := visual.get("pixels"):
+            media = _read(message, visual, members[name], f"{where}.{name}", max_frames, max_edge)
+        media.posterior = tensors.get(visual.get("posterior", ""))
+        if message.media is not None:
+            message.media = replace(media, path=message.media.path, options=message.media.options)
+    return conversation
+
+
+def parse_row(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """The JSON row of a sample.
+
+    Raises:
+        DataError: It is missing, is no JSON object, or has another schema version.
+    """
+    if ROW not in members:
+        raise DataError("the sample has no row", where=f"{where}.{ROW}", why="not a shard of ours", fix=_PREPARE)
+    try:
+        row = json.loads(bytes(members[ROW]))
+    except ValueError as error:
+        raise DataError(f"the row is not JSON: {error}", where=f"{where}.{ROW}", fix=_PREPARE) from error
+    if not isinstance(row, dict) or row.get("schema") != SCHEMA:
+        found = row.get("schema") if isinstance(row, dict) else None
+        raise DataError(f"schema {found} instead of {SCHEMA}", where=f"{where}.{ROW}", fix=_PREPARE)
+    if not isinstance(row.get("task"), str) or not isinstance(row.get("visuals"), list):
+        raise DataError("the row has no task or no visuals", where=f"{where}.{ROW}", fix=_PREPARE)
+    return row
+
+
+def _read(
+    message: Message, visual: dict[str, Any], data: bytes, where: str, max_frames: int | None, max_edge: int | None
+) -> Media:
+    if message.is_image:
+        media = read_image(bytes(data), where=where)
+    else:
+        media = read_video(bytes(data), max_frames=max_frames, where=where)
+        media.fps = visual["fps"] or media.fps
+    media.source = _source(visual["source"], media.source)
+    assert media.pixels is not None
+    height, width = media.pixels.shape[2:]
+    if max_edge is not None and max(height, width) > max_edge:
+        media.pixels = resize(media.pixels, *fit_size(height, width, max_edge=max_edge))
+    return media
+
+
+def _source(original: dict[str, float], stored: dict[str, float]) -> dict[str, float]:
+    """Geometry of the original file, shortened as the clip in the shard was shortened when it was read."""
+    if not original:
+        return stored
+    whole = original.get("sampled", original["frames"])
+    sampled = min(whole, stored["sampled"])
+    frames = round(original["frames"] * sampled / whole)
+    return {**original, "sampled": sampled, "frames": frames}

@@ -1,0 +1,164 @@
+"""ToyWorldDataModule: toy samples drawn as they are needed, without shards."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import sqrt
+
+import torch
+from torch.utils.data import Dataset
+
+from bernini.conversation import Batch, Conversation
+from bernini.errors import ConfigError
+from datamodules.loading import Loader
+from datamodules.order import Request, eval_requests, settled, train_requests
+from datamodules.resuming import OrderedDataModule
+from datamodules.toyworld.items import Split, make_item
+
+GOLDEN = (sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class ToyWorld:
+    """An endless list of toy samples, each a pure function of its number.
+
+    Attributes:
+        parts: Part of each task in the mix, in any unit; any run of samples holds the tasks in nearly these parts.
+        frames: Frames of a clip.
+        height: In pixels.
+        width: In pixels.
+        seed: Seed of the world.
+        split: ``train`` or ``held_out``.
+        edits: Edit kinds, all by default; see `make_item`.
+    """
+
+    parts: Mapping[str, float]
+    frames: int = 17
+    height: int = 64
+    width: int = 64
+    seed: int = 0
+    split: Split = "train"
+    edits: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not sum(self.parts.values()) > 0 or min(self.parts.values()) < 0:
+            raise ConfigError(
+                f"no mix can be made of {dict(self.parts)}",
+                where="tasks",
+                why="parts are at least 0 and one is above 0",
+            )
+
+    def __getitem__(self, index: int) -> Conversation:
+        """Draw sample ``index``.
+
+        Raises:
+            ConfigError: A task is unknown or does not know the edit kinds.
+        """
+        # Multiples of the golden ratio spread evenly over the unit interval, which is cut in proportion to the parts.
+        at = index * GOLDEN % 1 * sum(self.parts.values())
+        task = next(name for name, end in zip(self.parts, accumulate(self.parts.values()), strict=True) if at < end)
+        return make_item(
+            task,
+            index,
+            seed=self.seed,
+            frames=self.frames,
+            height=self.height,
+            width=self.width,
+            split=self.split,
+            edits=self.edits,
+        )
+
+
+class Batches(Dataset[Batch]):
+    """Draws the samples of a request as one batch.
+
+    Args:
+        world: Where they come from.
+    """
+
+    def __init__(self, world: ToyWorld) -> None:
+        self.world = world
+
+    def __getitem__(self, request: Request) -> Batch:
+        samples = [self.world[number] for number in request.samples]
+        for sample in samples[len(samples) - request.padding :]:
+            sample.info["padding"] = True
+        # Views of one buffer: a worker sends a batch as one block of shared memory instead of one per clip.
+        drawn = [(media, media.pixels) for sample in samples for media in sample.media() if media.pixels is not None]
+        buffer = torch.cat([pixels.flatten() for _, pixels in drawn]).split([pixels.numel() for _, pixels in drawn])
+        for (media, pixels), part in zip(drawn, buffer, strict=True):
+            media.pixels = part.view_as(pixels)
+        return Batch(samples, request.cursor)
+
+
+class ToyWorldDataModule(OrderedDataModule):
+    """Draws toy samples on the fly: train samples for training, held-out ones for everything else.
+
+    A drop-in for `VideoDataModule`: the order depends on the seed alone, at any number of ranks and workers, and a
+    resumed run goes on with the batch after the last optimizer step of its checkpoint.
+
+    Args:
+        tasks: Task names, in equal parts, or parts by task name.
+        frames: Frames of a clip, 4k + 1 for the Wan VAE; images have one.
+        height: In pixels, at least 32.
+        width: In pixels, at least 32.
+        batch_size: Samples per rank and step.
+        workers: Processes that draw; 0 draws in the training process.
+        seed: Seed of the world.
+        length: Samples of an epoch; what does not fill a batch of all ranks is dropped. Every epoch has new samples.
+        val_length: Samples of validation, testing and prediction.
+        edits: Edit kinds for tasks that have a choice, all by default.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str] | dict[str, float],
+        frames: int = 17,
+        height: int = 64,
+        width: int = 64,
+        batch_size: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+        length: int = 8192,
+        val_length: int = 128,
+        edits: list[str] | None = None,
+    ) -> None:
+        super().__init__(workers)
+        if min(batch_size, length, val_length) < 1 or workers < 0:
+            raise ConfigError("batch_size and lengths are 1 or more, workers 0 or more", where="data.init_args")
+        self.batch_size, self.seed = batch_size, seed
+        self.length, self.val_length = length, val_length
+        parts = tasks if isinstance(tasks, dict) else dict.fromkeys(tasks, 1.0)
+        self._train = ToyWorld(parts, frames, height, width, seed, "train", edits)
+        self._held_out = ToyWorld(parts, frames, height, width, seed, "held_out", edits)
+
+    def train_dataloader(self) -> Loader:
+        """Training batches from the cursor to the end of its epoch.
+
+        Raises:
+            ConfigError: An epoch is shorter than a global batch.
+        """
+        rank, world = self.rank_and_world()
+        step = self.batch_size * world
+        if self.length < step:
+            raise ConfigError(
+                f"an epoch has {self.length} samples, but a global batch takes {step}",
+                where="data.init_args.length",
+                why=f"{world} rank(s) take {self.batch_size} each",
+                fix="raise length or lower batch_size",
+            )
+
+        def requests() -> Iterable[Request]:
+            cursor = settled(self.cursor, self.length, step)
+            order = range(cursor["epoch"] * self.length, (cursor["epoch"] + 1) * self.length)
+            return train_requests(order, cursor, self.batch_size, rank, world)
+
+        return self.loader(Batches(self._train), requests, self.length // step, self.seed)
+
+    def val_dataloader(self) -> Loader:
+        """Batches of held-out samples; those that only fill a rank's last batch have ``info["padding"]``."""
+        requests = eval_requests(self.val_length, self.batch_size, *self.rank_and_world())
+        return self.loader(Batches(self._held_out), lambda: requests, len(requests), self.seed)
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader

@@ -1,0 +1,255 @@
+"""Samples of all twelve tasks, each a pure function of its arguments."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.random import Generator
+
+from bernini.conversation import Conversation, Media, Message
+from bernini.errors import ConfigError
+from bernini.tasks import get_task
+from datamodules.toyworld.edits import COUNTS, EDITS, draw_scene, draw_thing, edit, pick
+from datamodules.toyworld.render import render
+from datamodules.toyworld.scene import CORNER, OPPOSITE, Scene, Thing, acts, caption, held_out
+
+Split = Literal["train", "held_out"]
+FPS = 16.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sample before it is drawn.
+
+    Attributes:
+        target: What is to be made.
+        text: Prompt.
+        videos: Source clips.
+        images: Source images: the first frame of each scene.
+        edit: Edit kind, if the task changes its first source.
+        references: Things of the target (their numbers) that a source shows and the text does not describe.
+    """
+
+    target: Scene
+    text: str
+    videos: tuple[Scene, ...] = ()
+    images: tuple[Scene, ...] = ()
+    edit: str | None = None
+    references: tuple[int, ...] = ()
+
+    def suits(self, split: Split) -> bool:
+        """Whether names are unambiguous, an edit changes something, and the split allows every combination."""
+        scenes = (self.target, *self.videos, *self.images)
+        if any(len({thing.name for thing in scene.things}) < len(scene.things) for scene in scenes):
+            return False
+        if self.edit and self.target == scenes[1]:
+            return False
+        if split == "held_out":
+            return any(map(held_out, self.target.things))
+        return not any(held_out(thing) for scene in scenes for thing in scene.things)
+
+    def truth(self) -> dict[str, Any]:
+        """What the verifier compares with, plain JSON."""
+        return {
+            "sources": [scene.to_json() for scene in (*self.videos, *self.images)],
+            "target": self.target.to_json(),
+            "edit": self.edit,
+            "instruction": self.text,
+            "references": list(self.references),
+        }
+
+
+def portrait(thing: Thing) -> Scene:
+    """The thing alone, centred and still on a neutral background."""
+    return Scene((replace(thing, motion="still", place="centre", x=0.0, y=0.0),), "gray")
+
+
+def _from_text(rng: Generator, moving: bool) -> Plan:
+    scene = draw_scene(rng, moving=moving)
+    return Plan(scene, caption(scene, moving))
+
+
+def _from_frame(rng: Generator) -> Plan:
+    scene = draw_scene(rng)
+    text = " and ".join(f"{thing.name} {acts(thing.motion)}" for thing in scene.things)
+    return Plan(scene, text, images=(scene,))
+
+
+def _from_references(rng: Generator, moving: bool) -> Plan:
+    scene = draw_scene(rng, moving=moving)
+    numbers = tuple(range(len(scene.things)))
+    text = caption(scene, moving, [f"the thing of image{i}" for i in numbers])
+    return Plan(scene, text, images=tuple(map(portrait, scene.things)), references=numbers)
+
+
+def _source(rng: Generator, kind: str, moving: bool = True) -> Scene:
+    # What is added needs a free place opposite; a logo needs a free corner.
+    places = {"add": tuple(OPPOSITE), "insert": ("centre", "left", "top")}
+    return draw_scene(rng, COUNTS.get(kind, (1, 2)), moving, **({"places": places[kind]} if kind in places else {}))
+
+
+def _edited(rng: Generator, task: str, kind: str) -> Plan:
+    scene = _source(rng, kind, task != "i2i")
+    if kind == "lighting" and rng.integers(2):
+        scene = replace(scene, lighting="dim")
+    if task == "vrc2v" and rng.integers(2):
+        target, text = edit(kind, scene, rng, name="the thing of image0")
+        return Plan(target, text, (scene,), (portrait(scene.things[0]),), kind, (0,))
+    target, text = edit(kind, scene, rng, task != "i2i")
+    if task == "i2i":
+        return Plan(target, text, images=(scene,), edit=kind)
+    if task == "vi2v":
+        return Plan(target, "make the whole video look like image0", (scene,), (target,), kind)
+    return Plan(target, text, (scene,), edit=kind)
+
+
+def _replaced(rng: Generator) -> Plan:
+    scene = draw_scene(rng)
+    chosen = int(rng.integers(len(scene.things)))
+    old = scene.things[chosen]
+    look = draw_thing(rng, old.place, moving=False)
+    new = replace(old, shape=look.shape, colour=look.colour, texture=look.texture)
+    target = replace(scene, things=(*scene.things[:chosen], new, *scene.things[chosen + 1 :]))
+    text = f"replace {old.name} by the thing of image0"
+    return Plan(target, text, (scene,), (portrait(new),), "replace", (chosen,))
+
+
+def _inserted(rng: Generator) -> Plan:
+    scene, advert = _source(rng, "insert"), draw_scene(rng, (1,))
+    logo = replace(advert.things[0], size="small", motion="still", place=CORNER, x=0.0, y=0.0)
+    target = replace(scene, things=(*scene.things, logo))
+    text = "insert the thing of video1 into video0 as a small still logo in the corner"
+    return Plan(target, text, (scene, advert), edit="insert", references=(1,))
+
+
+def _plan(rng: Generator, task: str, kinds: Sequence[str]) -> Plan:
+    if task in ("t2i", "t2v"):
+        return _from_text(rng, task == "t2v")
+    if task in ("r2i", "r2v"):
+        return _from_references(rng, task == "r2v")
+    if task == "i2v":
+        return _from_frame(rng)
+    if task == "rv2v":
+        return _replaced(rng)
+    if task == "ads2v":
+        return _inserted(rng)
+    return _edited(rng, task, pick(rng, kinds))
+
+
+def _kinds(task: str, edits: Sequence[str] | None) -> Sequence[str]:
+    possible = EDITS.get(task, ())
+    if edits is None or len(possible) < 2:
+        return possible
+    kinds = [kind for kind in possible if kind in edits]
+    if not kinds or set(edits) - {kind for kinds in EDITS.values() for kind in kinds}:
+        raise ConfigError(
+            f"the edit kinds {list(edits)} do not fit task {task}",
+            where="edits",
+            why=f"the kinds of {task} are {', '.join(possible)}",
+            fix="name one of these, or leave edits out",
+        )
+    return kinds
+
+
+def make_item(
+    task: str,
+    index: int,
+    *,
+    seed: int = 0,
+    frames: int = 17,
+    height: int = 64,
+    width: int = 64,
+    split: Split = "train",
+    edits: Sequence[str] | None = None,
+) -> Conversation:
+    """Make one sample; the same arguments give the same sample, and size and length do not change its scenes.
+
+    Combinations of colour, shape and motion for which `held_out` is true never occur in a train sample, and the target
+    of every held-out sample shows one.
+
+    Args:
+        task: Name in the task table.
+        index: Number of the sample, at least 0.
+        seed: Seed of the world.
+        frames: Frames of a clip; images have one.
+        height: In pixels, at least 32.
+        width: In pixels, at least 32.
+        split: ``train`` or ``held_out``.
+        edits: Edit kinds to choose from, for tasks that have a choice (see `EDITS`); all by default.
+
+    Returns:
+        Source videos, source images, prompt, target, pixels ``[3, T, height, width]`` uint8, clips at 16 fps.
+        ``info["truth"]`` is what `judge` compares with.
+
+    Raises:
+        ConfigError: An argument is out of range, or the task has none of the edit kinds.
+    """
+    spec = get_task(task)
+    if split not in get_args(Split) or index < 0:
+        raise ConfigError(
+            f"there is no sample {index} of split {split!r}",
+            why=f"numbers start at 0 and the splits are {', '.join(get_args(Split))}",
+        )
+    kinds = _kinds(spec.name, edits)
+    digest = hashlib.sha256(f"{seed} {spec.name} {split} {index}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    plan = _plan(rng, spec.name, kinds)
+    while not plan.suits(split):
+        plan = _plan(rng, spec.name, kinds)
+
+    def clip(scene: Scene) -> Media:
+        return Media(pixels=render(scene, frames, height, width), fps=FPS)
+
+    def image(scene: Scene) -> Media:
+        return Media(pixels=render(scene, 1, height, width))
+
+    messages = [Message("video", media=clip(scene)) for scene in plan.videos]
+    messages += [Message("image", media=image(scene)) for scene in plan.images]
+    messages.append(Message("text", plan.text))
+    if spec.target == "image":
+        messages.append(Message("image_gen", media=image(plan.target)))
+    else:
+        messages.append(Message("video_gen", media=clip(plan.target)))
+    return Conversation(spec.name, messages, key=f"{spec.name}-{index:06d}", info={"truth": plan.truth()})
+
+
+def items(
+    tasks: Sequence[str] | Mapping[str, float],
+    count: int,
+    *,
+    seed: int = 0,
+    frames: int = 17,
+    height: int = 64,
+    width: int = 64,
+    split: Split = "train",
+    edits: Sequence[str] | None = None,
+) -> Iterator[Conversation]:
+    """Samples of a mix of tasks, in an order that depends on nothing but the arguments.
+
+    Args:
+        tasks: Task names, in equal parts, or parts by task name. Each sample goes to the task that lags
+            furthest behind its part.
+        count: Number of samples; they are numbered from 0.
+        seed: See `make_item`, as for the arguments below.
+        frames: See there.
+        height: See there.
+        width: See there.
+        split: See there.
+        edits: See there; tasks without a choice are left as they are.
+
+    Raises:
+        ConfigError: No task has a positive part, a part is negative, or an argument does not suit `make_item`.
+    """
+    parts = dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
+    total = sum(parts.values())
+    if not total > 0 or min(parts.values()) < 0:
+        raise ConfigError(
+            f"no mix can be made of {parts}", where="tasks", why="parts are at least 0 and one is above 0"
+        )
+    given = dict.fromkeys(parts, 0)
+    for index in range(count):
+        task = max(parts, key=lambda name: parts[name] / total * (index + 1) - given[name])
+        given[task] += 1
+        yield make_item(task, index, seed=seed, frames=frames, height=height, width=width, split=split, edits=edits)
