@@ -1,6 +1,7 @@
 """Attention over packed samples, through one function with a choice of backend."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Literal, get_args
 
@@ -19,6 +20,17 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+
+
+@dataclass
+class Lengths:
+    """Lengths of several samples: an object, since compilers look into a tuple and compile anew for each of its sizes.
+
+    Attributes:
+        pairs: Query and key length of each sample.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
 
 
 def resolve_backend(backend: AttentionBackend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
@@ -66,9 +78,9 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, samples: int, backend: str) -> Tenso
 
 
 @torch.compiler.disable
-def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[tuple[int, int], ...], backend: str) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, backend: str) -> Tensor:
     """Neighbouring samples of equal lengths share one call."""
-    runs = [(pair, len(list(group))) for pair, group in groupby(lengths)]
+    runs = [(pair, len(list(group))) for pair, group in groupby(lengths.pairs)]
     q_ends = list(accumulate(pair[0] * n for pair, n in runs))
     k_ends = list(accumulate(pair[1] * n for pair, n in runs))
     out = []
@@ -79,19 +91,19 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[tuple[int, int], ..
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[tuple[int, int], ...], backend: str) -> Tensor:
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
     """Full attention within each sample, none across samples.
 
     Args:
         q: ``[q_tokens, heads, head_dim]``, samples one after another.
         k: ``[k_tokens, heads, head_dim]``.
         v: As ``k``.
-        lengths: Query and key length of each sample.
+        lengths: Query and key length of each sample, or ``None`` for a single sample.
         backend: A resolved backend name.
 
     Returns:
         ``[q_tokens, heads, head_dim]``.
     """
-    if len(lengths) == 1:
+    if lengths is None:
         return _dense(q, k, v, 1, backend)
     return _grouped(q, k, v, lengths, backend)

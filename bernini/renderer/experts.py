@@ -98,9 +98,14 @@ class Experts(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``transformer/`` and ``transformer_2/``, as diffusers loads them."""
-        for name in ("transformer", "transformer_2"):
-            if (model := getattr(self, name)) is not None:
-                model.save_pretrained(Path(folder) / name)
+        for name, model in self.models.items():
+            model.save_pretrained(Path(folder) / name)
+
+    @property
+    def models(self) -> dict[str, PackedWanTransformer3DModel]:
+        """The transformers that are there, by their names in a diffusers folder."""
+        named = {"transformer": self.transformer, "transformer_2": self.transformer_2}
+        return {name: model for name, model in named.items() if model is not None}
 
     def is_low(self, timestep: float) -> bool:
         """Whether the low-noise expert is responsible for this timestep (0..1000)."""

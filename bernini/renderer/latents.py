@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError, DataError
-from bernini.flow.noise import Expert, NoiseConfig, add_noise
+from bernini.flow.noise import add_noise
 from bernini.renderer.packing import PackedSample, Segment, target_patches
 from bernini.vae.codec import LatentCodec
 
@@ -91,12 +91,14 @@ class NoisedSample:
         velocity: ``[tokens, channels]`` per target: noise minus data.
         sigma: Noise level of the targets.
         task: Task name.
+        padding: Whether it only keeps a rank in step with the others and does not count.
     """
 
     packed: PackedSample
     velocity: list[Tensor]
     sigma: float
     task: str
+    padding: bool
 
 
 def noise_sample(
@@ -127,11 +129,10 @@ def noise_sample(
         else:
             source_id += 1
             conditions.append(Segment(x0, source_id))
-    return NoisedSample(PackedSample(conditions + targets, context, 1000 * sigma), velocity, sigma, conversation.task)
-
-
-def draw_sigmas(
-    conversations: Sequence[Conversation], noise: NoiseConfig, expert: Expert, generator: torch.Generator
-) -> list[float]:
-    """One sigma per sample, in the expert's window."""
-    return [noise.draw_sigma(c.spec, expert, generator) for c in conversations]
+    return NoisedSample(
+        PackedSample(conditions + targets, context, 1000 * sigma),
+        velocity,
+        sigma,
+        task=conversation.spec.name,
+        padding=bool(conversation.info.get("padding")),
+    )

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from bernini.errors import CheckpointError, ConfigError
 from bernini.renderer.experts import Experts
+from bernini.renderer.sharding import gather
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 ADAPTER = "default"
-FILE = "pytorch_lora_weights.safetensors"
+FILES = {"transformer": "pytorch_lora_weights.safetensors", "transformer_2": "pytorch_lora_weights_2.safetensors"}
 
 
 @dataclass
@@ -27,7 +31,7 @@ class LoRAConfig:
     """
 
     rank: int = 32
-    alpha: float | None = None
+    alpha: int | None = None
     dropout: float = 0.0
     targets: list[str] = field(
         default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
@@ -68,54 +72,69 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def save_lora(experts: Experts, folder: str | Path) -> Path:
-    """Write the adapters as one file that ``WanPipeline.load_lora_weights`` reads.
+def save_lora(experts: Experts, folder: str | Path, write: bool = True) -> None:
+    """Write each adapter as a file that ``WanPipeline.load_lora_weights`` reads.
 
-    Returns:
-        The file.
+    The low-noise expert's file is read with ``weight_name`` and ``load_into_transformer_2``, as diffusers has it.
+
+    Args:
+        experts: Transformers with adapters.
+        folder: Where to.
+        write: Whether this rank writes; with sharded weights every rank has to call.
     """
     from diffusers import WanPipeline
     from peft import get_peft_model_state_dict
 
-    layers = {
-        f"{name}_lora_layers": {
-            k: v.float().cpu() for k, v in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()
-        }
-        for name, model in experts.named_children()
-        if getattr(model, "peft_config", None)
-    }
-    WanPipeline.save_lora_weights(folder, **layers, safe_serialization=True)
-    return Path(folder) / FILE
+    for name, model in experts.models.items():
+        whole = gather(model)
+        if write:
+            layers = get_peft_model_state_dict(model, state_dict=whole, adapter_name=ADAPTER)
+            config: Any = model.peft_config
+            WanPipeline.save_lora_weights(
+                folder,
+                {k: v.float().contiguous() for k, v in layers.items()},
+                weight_name=FILES[name],
+                transformer_lora_adapter_metadata=config[ADAPTER].to_dict(),  # holds alpha
+            )
 
 
 def load_lora(experts: Experts, folder: str | Path) -> None:
     """Read adapters written by :func:`save_lora` into adapters of the same rank.
 
-    Raises:
-        CheckpointError: The file is missing, or it fits another rank or other layers.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    Args:
+        experts: Transformers with adapters.
+        folder: Where the files lie; or a file, for a single transformer.
 
-    path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
-    if not path.is_file():
-        raise CheckpointError("no LoRA weights here", where=str(path), fix="point lora.init_from at a saved LoRA")
-    stored = load_file(path)
-    for name, model in experts.named_children():
-        own = {k.removeprefix(f"{name}."): v for k, v in stored.items() if k.startswith(f"{name}.")}
-        try:
-            result = set_peft_model_state_dict(model, own, adapter_name=ADAPTER)
-        except RuntimeError as error:
-            raise CheckpointError(
-                "the LoRA does not fit", where=str(path), why=str(error).splitlines()[0], fix="use its rank and layers"
-            ) from error
-        missing = [k for k in result.missing_keys if "lora_" in k]
-        if missing or result.unexpected_keys:
+    Raises:
+        CheckpointError: A file is missing, or it fits another rank or other layers.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    for name, model in experts.models.items():
+        path = Path(folder) if Path(folder).is_file() else Path(folder) / FILES[name]
+        own = _read_lora(path)
+        model_state = {k: v.shape for k, v in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()}
+        shapes = {k: v.shape for k, v in own.items()}
+        if wrong := sorted({k for k, _ in shapes.items() ^ model_state.items()}):
             raise CheckpointError(
                 f"the LoRA does not fit {name}",
                 where=str(path),
-                why=f"{len(missing)} layers are not in the file, {len(result.unexpected_keys)} of its layers are unknown",
+                why=f"{len(wrong)} tensors are not in both or have another shape, e.g. {wrong[0]}",
+                fix="use the rank and the targets that it was trained with",
             )
+        set_peft_model_state_dict(model, own, adapter_name=ADAPTER)
+
+
+def _read_lora(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a LoRA file by their names in the transformer."""
+    fix = "point lora.init_from at a folder that training wrote, or at a LoRA in diffusers' format"
+    if not path.is_file():
+        raise CheckpointError("no LoRA weights here", where=str(path), fix=fix)
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError("the LoRA cannot be read", where=str(path), why=str(error), fix=fix) from error
+    return {k.removeprefix("transformer."): v for k, v in stored.items()}
 
 
 @torch.no_grad()

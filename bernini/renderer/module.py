@@ -2,30 +2,31 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from bernini.conversation import Batch, Conversation
-from bernini.errors import ConfigError
+from bernini.errors import CheckpointError, ConfigError
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
+from bernini.optimizing import ConfiguredOptimizer
 from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.experts import Architecture, Experts, load_transformer
-from bernini.renderer.latents import DropoutConfig, NoisedSample, draw_sigmas, encode_media, noise_sample
-from bernini.renderer.lora import LoRAConfig, add_lora, load_lora, trainable
+from bernini.renderer.latents import DropoutConfig, NoisedSample, encode_media, noise_sample
+from bernini.renderer.lora import LoRAConfig, add_lora, load_lora
+from bernini.renderer.losses import LossTable
 from bernini.renderer.packing import pack, pad_context
 from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
 from bernini.renderer.sharding import shard
+from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
 from bernini.text.prompt import renderer_text
 from bernini.vae.codec import LatentCodec
-
-SIGMA_BUCKETS = 4
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Prediction:
     pixels: Tensor
 
 
-class RendererModule(L.LightningModule):
+class RendererModule(ConfiguredOptimizer):
     """Trains and samples the renderer.
 
     Args:
@@ -134,10 +135,11 @@ class RendererModule(L.LightningModule):
         if self.lora and self.lora.init_from:
             load_lora(self.renderer, self.lora.init_from)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard(self.renderer, self.device_mesh)
-        for model in models.values():
-            if model is not None and self.compile_blocks:
-                model.compile_blocks()
+            shard(self.renderer, self._mesh)
+        for model in self.renderer.models.values():
+            model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
+            if self.compile_blocks:
+                model.compile_repeated_blocks()
 
     def _experts(self) -> dict[str, Expert | None]:
         both = self.expert == "both"
@@ -146,7 +148,7 @@ class RendererModule(L.LightningModule):
             "transformer_2": "low" if both or self.expert == "low" else None,
         }
 
-    def _build(self, expert: Expert | None):  # noqa: ANN202
+    def _build(self, expert: Expert | None) -> PackedWanTransformer3DModel | None:
         if expert is None:
             return None
         if self.init_from:
@@ -165,72 +167,97 @@ class RendererModule(L.LightningModule):
         """The frozen VAE, on the module's device."""
         return self._frozen["codec"].to(self.device)
 
-    def configure_optimizers(self) -> Any:
-        """Optimizer over what is trainable, and its schedule."""
-        optimizer = self.optimizer(trainable(self.renderer))
-        if self.lr_scheduler is None:
-            return optimizer
-        return [optimizer], [{"scheduler": self.lr_scheduler(optimizer), "interval": "step"}]
+    @property
+    def features(self) -> TextFeatures:
+        """The frozen text encoder and its tables, on the module's device."""
+        return self._frozen["features"].to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only trained tensors of a LoRA."""
         if self.lora:
-            names = {name for name, p in self.named_parameters() if p.requires_grad}
+            names = self._trained_names()
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Look at a LoRA's names, which loading in part cannot do.
+
+        Raises:
+            CheckpointError: The checkpoint is not one of this LoRA.
+        """
+        differ = self._trained_names() ^ set(checkpoint.get("state_dict", self._trained_names()))
+        if self.lora and differ:
+            raise CheckpointError(
+                "the checkpoint does not fit the LoRA",
+                why=f"{len(differ)} tensors are only in one of them, e.g. {min(differ)}",
+                fix="resume with the LoRA's own targets, or start from weights (init_from, lora.init_from)",
+            )
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters() if p.requires_grad}
 
     # -- training --------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward; the loss weighs every target alike."""
-        micro = batch_idx % self.trainer.accumulate_grad_batches
-        loss, parts = self.losses(batch.samples, ("train", self.global_step, micro, self._data_rank()))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        for name, value in parts.items():
-            self.log(f"train/{name}", value, batch_size=len(batch))
+        key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
+        first = self._data_rank() * len(batch)  # so that a sample's draws do not depend on the number of ranks
+        torch.manual_seed(_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
+        loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
+        for name, value in {**table.means(), "loss": loss}.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss under noise that is the same at every validation, so that its curve can be read."""
-        samples = [s for s in batch.samples if not s.info.get("padding")]
-        if not samples:
-            return
-        loss, parts = self.losses(samples, ("validate", batch_idx, self._data_rank()), train=False)
-        for name, value in {"loss": loss, **parts}.items():
-            self.log(f"val/{name}", value, batch_size=len(samples), on_epoch=True, add_dataloader_idx=False)
+        self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
 
-    test_step = validation_step
+    def on_validation_epoch_start(self) -> None:
+        """Begin to gather."""
+        self._measured = LossTable(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all targets of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
+        stage = "test" if self.trainer.testing else "val"
+        means = self._measured.over_ranks(self.trainer.strategy).means()
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
+
+    test_step, on_test_epoch_start = validation_step, on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def losses(
-        self, samples: Sequence[Conversation], key: tuple[str | int, ...], train: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
+    ) -> tuple[Tensor, LossTable]:
         """Loss of some samples.
 
         Args:
             samples: Conversations with targets, of any tasks and sizes.
-            key: What the randomness depends on, besides the seed.
+            keys: What the randomness of each sample depends on, besides the seed.
             train: Whether conditions are dropped.
 
         Returns:
-            The loss, and its parts per task and per sigma bucket (for ``both``, of the high-noise expert and the low).
+            The loss, for ``both`` the sum of the experts' losses, and the losses of all targets.
         """
-        host, device = self._generators(key)
-        samples = [self._drop(s.check(), host) for s in samples] if train else [s.check() for s in samples]
-        latents = self._latents(samples, device)
+        draws = [self._generators(key) for key in keys]
+        samples = [s.check() for s in samples]
+        if train:
+            samples = [self._drop(s, host) for s, (host, _) in zip(samples, draws, strict=True)]
+        latents = self._latents(samples, [device for _, device in draws])
         contexts = self._contexts(samples)
-        total, parts = torch.zeros((), device=self.device), {}
-        for name, model in self.renderer.named_children():
+        total, table = torch.zeros((), device=self.device), LossTable(self.device)
+        for name, model in self.renderer.models.items():
             expert: Expert = self._experts()[name] or "single"
-            sigmas = draw_sigmas(samples, self.noise, expert, host)
             noised = [
-                noise_sample(sample, latent, context, sigma, model.patch, device)
-                for sample, latent, context, sigma in zip(samples, latents, contexts, sigmas, strict=True)
+                noise_sample(
+                    sample, latent, context, self.noise.draw_sigma(sample.spec, expert, host), model.patch, device
+                )
+                for sample, latent, context, (host, device) in zip(samples, latents, contexts, draws, strict=True)
             ]
             loss = self._velocity_loss(model, noised)
             total = total + loss.mean()
-            parts |= _split(noised, loss.detach())
-        return total, parts
+            table.add(noised, loss.detach())
+        return total, table
 
-    def _velocity_loss(self, model: torch.nn.Module, noised: Sequence[NoisedSample]) -> Tensor:
+    def _velocity_loss(self, model: PackedWanTransformer3DModel, noised: Sequence[NoisedSample]) -> Tensor:
         packed = pack([n.packed for n in noised], model.patch)
         predicted = model(packed)[packed.target_index]
         return velocity_losses(predicted, torch.cat([v for n in noised for v in n.velocity]), packed.target_lengths)
@@ -240,52 +267,50 @@ class RendererModule(L.LightningModule):
         kept = [m for m in sample.messages if m.media is None or m.is_target or dropped.keeps(m)]
         if not dropped.text:
             return replace(sample, messages=kept)
-        features = {"text": f for role, f in sample.text_features.items() if role == "dropped"}
+        features = {"text": sample.text_features["dropped"]} if "dropped" in sample.text_features else {}
         return replace(sample, messages=[m for m in kept if m.media is not None], text_features=features)
 
-    def _latents(self, samples: Sequence[Conversation], generator: torch.Generator) -> list[list[Tensor]]:
+    def _latents(self, samples: Sequence[Conversation], generators: Sequence[torch.Generator]) -> list[list[Tensor]]:
         """Sampled, normalised latents of all visual messages."""
         codec = self.codec
         posteriors = iter(encode_media(codec, [m for s in samples for m in s.media()]))
 
-        def draw(posterior: Tensor) -> Tensor:
+        def draw(posterior: Tensor, generator: torch.Generator) -> Tensor:
             shape = (codec.channels, *posterior.shape[1:])
             noise = torch.randn(shape, generator=generator, device=posterior.device)
             return codec.normalize(posterior, noise)[:, : self.max_latent_frames]
 
-        return [[draw(next(posteriors)) for _ in s.media()] for s in samples]
+        return [[draw(next(posteriors), g) for _ in s.media()] for s, g in zip(samples, generators, strict=True)]
 
     def _contexts(self, samples: Sequence[Conversation]) -> list[Tensor]:
         """Text context ``[rows, dim]`` of each sample: prepared features, else the text's."""
         texts = [renderer_text(s.task, s.prompt) for s in samples if "text" not in s.text_features]
-        found = iter(self._frozen["features"](texts, self.device))
+        found = iter(self.features(texts, self.device))
         chosen = [s.text_features["text"] if "text" in s.text_features else next(found) for s in samples]
         return [pad_context(f.float(), self.text.rows) for f in chosen]
 
     def _generators(self, key: tuple[str | int, ...]) -> tuple[torch.Generator, torch.Generator]:
         """A host generator for choices that shape the batch, and a device generator for noise."""
-        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little") >> 1
+        seed = _seed(self.seed, *key)
         return torch.Generator("cpu").manual_seed(seed), torch.Generator(self.device).manual_seed(seed)
+
+    @property
+    def _mesh(self) -> DeviceMesh:
+        assert self.device_mesh is not None
+        return self.device_mesh
 
     def _data_rank(self) -> int:
         """Rank among those that see different data; peers on the second mesh axis share their draws."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            return self.device_mesh["data_parallel"].get_local_rank()
+            return self._mesh["data_parallel"].get_local_rank()
         return self.global_rank
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Tell the data where training stands."""
-        commit = getattr(getattr(self.trainer, "datamodule", None), "commit", None)
-        if commit is not None:
-            commit(batch.cursor)
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        """Sample what each conversation asks for."""
-        asked = [s for s in batch.samples if not s.info.get("padding")]
-        return self.sample(asked, first_seed=self.sampling.seed + batch_idx * len(batch))
+        """Sample what each conversation asks for; padding is sampled too, as a sharded model needs all ranks."""
+        made = self.sample(batch.samples, first_seed=self.sampling.seed + batch_idx * len(batch))
+        return [p for p in made if not p.conversation.info.get("padding")]
 
     @torch.no_grad()
     def sample(
@@ -303,7 +328,7 @@ class RendererModule(L.LightningModule):
         if not conversations:
             return []
         seed = self.sampling.seed if first_seed is None else first_seed
-        negative = self._frozen["features"]([self.sampling.negative_prompt], self.device)[0]
+        negative = self.features([self.sampling.negative_prompt], self.device)[0]
         negative = pad_context(negative.float(), self.text.rows)
         contexts = self._contexts(conversations)
         requests = [
@@ -322,26 +347,15 @@ class RendererModule(L.LightningModule):
         sources = [Source(x, m.is_video) for m, x in zip(visual, encoded, strict=True) if not m.is_target]
         truth = next((x for m, x in zip(visual, encoded, strict=True) if m.is_target), None)
         clips = [s.latent for s in sources if s.is_video] or [s.latent for s in sources if conversation.task == "i2i"]
-        if truth is not None:
-            shape = truth.shape
-        elif clips:
-            shape = clips[0].shape
+        if truth is not None or clips:
+            channels, frames, height, width = (clips[0] if truth is None else truth).shape
+            shape = (channels, frames, height, width)
         else:
-            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
-            shape = codec.latent_shape(frames, self.sampling.height, self.sampling.width)
+            length = 1 if conversation.spec.target == "image" else self.sampling.frames
+            shape = codec.latent_shape(length, self.sampling.height, self.sampling.width)
         mode = self.sampling.mode or conversation.spec.guidance
-        return RenderRequest(tuple(shape), sources, positive, negative, mode, seed, truth)
+        return RenderRequest(shape, sources, positive, negative, mode, seed, truth)
 
 
-def _split(noised: Sequence[NoisedSample], losses: Tensor) -> dict[str, Tensor]:
-    """Mean loss per task and per quarter of the noise levels."""
-    groups: dict[str, list[int]] = {}
-    index = 0
-    for sample in noised:
-        bucket = min(int(sample.sigma * SIGMA_BUCKETS), SIGMA_BUCKETS - 1)
-        names = (f"loss_{sample.task}", f"loss_sigma_{bucket / SIGMA_BUCKETS:.2f}")
-        for _ in sample.velocity:
-            for name in names:
-                groups.setdefault(name, []).append(index)
-            index += 1
-    return {name: losses[members].mean() for name, members in groups.items()}
+def _seed(*key: str | int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1

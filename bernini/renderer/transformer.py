@@ -10,11 +10,9 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bernini.renderer.attention import AttentionBackend, packed_attention, resolve_backend
+from bernini.renderer.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.renderer.packing import Pack
 from bernini.rope.op import Segments, prepare_segments, sa3d_qk_norm_rope
-
-Lengths = tuple[tuple[int, int], ...]
 
 
 def _modulate(norm: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,8 +29,8 @@ class PackedBlock(WanTransformerBlock):
         modulation: Tensor,
         sample_index: Tensor | None,
         segments: Segments,
-        self_lengths: Lengths,
-        cross_lengths: Lengths,
+        self_lengths: Lengths | None,
+        cross_lengths: Lengths | None,
         backend: str,
     ) -> Tensor:
         """Self-attention, cross-attention and feed-forward.
@@ -43,8 +41,8 @@ class PackedBlock(WanTransformerBlock):
             modulation: ``[samples, 6, dim]`` projected timestep embedding.
             sample_index: ``[tokens]``, or ``None`` for a single sample.
             segments: Rotation of the pack.
-            self_lengths: Query and key tokens of each sample.
-            cross_lengths: Query tokens and context rows of each sample.
+            self_lengths: Query and key tokens of each sample, or ``None`` for a single sample.
+            cross_lengths: Query tokens and context rows of each sample, or ``None`` for a single sample.
             backend: Resolved attention backend.
 
         Returns:
@@ -65,14 +63,14 @@ class PackedBlock(WanTransformerBlock):
         y = _modulate(self.norm3(x.float()), ffn_scale, ffn_shift, x.dtype)
         return (x.float() + self.ffn(y).float() * ffn_gate).to(x.dtype)
 
-    def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths, backend: str) -> Tensor:
+    def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths | None, backend: str) -> Tensor:
         attn: WanAttention = self.attn1
         q, k, v = (project(y).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
         eps: float = attn.norm_q.eps  # type: ignore[assignment]  # Wan always sets it
         q, k = sa3d_qk_norm_rope(q, k, attn.norm_q.weight, attn.norm_k.weight, segments, eps)
         return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
 
-    def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths, backend: str) -> Tensor:
+    def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
         attn: WanAttention = self.attn2
         q = attn.norm_q(attn.to_q(y)).to(y.dtype)
         k = attn.norm_k(attn.to_k(context)).to(y.dtype)
@@ -90,8 +88,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         attention: Attention backend, ``auto`` unless set.
     """
 
-    _repeated_blocks = ["PackedBlock"]
-    _no_split_modules = ["PackedBlock"]
+    _repeated_blocks = ["PackedBlock"]  # noqa: RUF012
+    _no_split_modules = ["PackedBlock"]  # noqa: RUF012
     attention: AttentionBackend = "auto"
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
@@ -121,14 +119,16 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         x = F.linear(pack.patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
         temb, modulation, context, _ = embedder(pack.timesteps, pack.context.to(weight.dtype))
         modulation = modulation.unflatten(1, (6, -1))
-        sample_index = pack.sample_index if len(pack.token_lengths) > 1 else None
+        sample_index = self_lengths = cross_lengths = None
+        if len(pack.token_lengths) > 1:
+            sample_index = pack.sample_index
+            self_lengths = Lengths(tuple((n, n) for n in pack.token_lengths))
+            cross_lengths = Lengths(tuple(zip(pack.token_lengths, pack.context_lengths, strict=True)))
 
         head_dim = self.config["attention_head_dim"]
         segments = prepare_segments(pack.segments, pack.tokens, head_dim)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         backend = resolve_backend(self.attention, x.device, dtype, head_dim)
-        self_lengths = tuple((n, n) for n in pack.token_lengths)
-        cross_lengths = tuple(zip(pack.token_lengths, pack.context_lengths, strict=True))
         shared = (context, modulation, sample_index, segments, self_lengths, cross_lengths, backend)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():

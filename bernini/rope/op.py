@@ -60,7 +60,7 @@ def sa3d_qk_norm_rope(
     def one(x: Tensor, weight: Tensor) -> Tensor:
         flat = x.flatten(1)
         with torch.autocast(x.device.type, enabled=False):
-            normed = F.rms_norm(flat.float(), flat.shape[-1:], weight.float(), eps).to(x.dtype)
+            normed = F.rms_norm(flat.to(weight.dtype), flat.shape[-1:], weight, eps).to(x.dtype)  # fp32 inside
             return rotate(normed.view_as(x), segments.cos, segments.sin).to(x.dtype)
 
     return one(q, weight_q), one(k, weight_k)

@@ -110,5 +110,6 @@ class TextFeatures(nn.Module):
                 )
             if len(self._recent) > self.REMEMBERED:
                 self._recent = {k: self._recent[k] for k in keys if k in self._recent}
-            self._recent.update(zip(missing, self.encoder.encode(list(missing.values())), strict=True))
+            for key, text in missing.items():  # one by one, as rounding depends on what else is in a batch
+                self._recent[key] = self.encoder.encode([text])[0]
         return [(self._table[k] if k in self._table else self._recent[k]).to(device) for k in keys]

@@ -1,0 +1,234 @@
+"""Guidance modes: which arms run, how often, and how a batch of requests is rendered."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bernini.errors import ConfigError
+from bernini.flow.guidance import APG, MODES, Arm, Guide, Omegas, decompose, get_mode
+from bernini.flow.solvers import SOLVERS, UniPC
+from bernini.renderer.experts import Experts
+from bernini.renderer.packing import PackedSample, Segment, pack, unpatchify
+from bernini.renderer.sampling import RenderRequest, SamplingConfig, Source, render
+
+SHAPE = (4, 1, 4, 4)
+
+
+def request(mode: str, draw, videos: int = 0, images: int = 0, seed: int = 0, **values) -> RenderRequest:
+    sources = [Source(draw(4, 2, 4, 4), True) for _ in range(videos)]
+    sources += [Source(draw(4, 1, 2, 4), False) for _ in range(images)]
+    return RenderRequest(SHAPE, sources, draw(3, 12), draw(2, 12), mode, seed, **values)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Records (timestep, samples) of every forward of a model."""
+
+    def attach(model):
+        calls, forward = [], model.forward
+        monkeypatch.setattr(model, "forward", lambda pack: calls.append(pack) or forward(pack))
+        return calls
+
+    return attach
+
+
+ARMS = {
+    # mode: (with a video and an image, without sources)
+    "t2v": (2, 2),
+    "t2v_apg": (2, 2),
+    "v2v": (2, 2),
+    "v2v_apg": (2, 2),
+    "v2v_chain": (3, 2),
+    "r2v_apg": (3, 2),
+    "rv2v": (4, 2),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sourced", [True, False])
+def test_every_step_runs_the_distinct_arms_in_one_forward(mode, sourced, tiny_model, randn, watch):
+    model = tiny_model()
+    calls = watch(model)
+    sources = {"videos": 1, "images": 1} if sourced else {}
+    render(Experts(model, boundary=0.0), [request(mode, randn(0), **sources)], SamplingConfig(steps=3))
+    assert [len(pack.token_lengths) for pack in calls] == [ARMS[mode][not sourced]] * 3
+    assert [set(pack.timesteps.tolist()) for pack in calls] == [{t} for t in UniPC(3, 5.0).timesteps]
+
+
+def test_arms_that_see_the_same_run_once(tiny_model, randn, watch):
+    model = tiny_model()
+    calls = watch(model)
+    one = request("rv2v", randn(0), videos=1)  # without images, "all" is "first_video"
+    render(Experts(model, boundary=0.0), [one], SamplingConfig(steps=1))
+    assert len(calls[0].token_lengths) == 3
+
+
+def test_terms_of_weight_zero_run_no_arm(tiny_model, randn, watch):
+    model = tiny_model()
+    calls = watch(model)
+    config = SamplingConfig(steps=1, omegas=Omegas(vid=1.0, img=0.0, txt=0.0))
+    render(Experts(model, boundary=0.0), [request("rv2v", randn(0), 1, 1)], config)
+    assert len(calls[0].token_lengths) == 2
+    assert get_mode("rv2v").arms(Omegas(0, 0, 0)) == [Arm("none", "negative")]
+
+
+def test_weights_are_scaled_after_the_switch():
+    mode, draw = get_mode("rv2v"), torch.Generator().manual_seed(0)
+    guide = Guide(mode, Omegas(vid=2.0, img=3.0, txt=5.0, scale=0.5), APG())
+    arms = guide.arms(low=False)
+    assert len(arms) == 4 and guide.arms(low=True) == arms
+    start, video, both, text = (torch.randn(SHAPE, generator=draw) for _ in arms)
+    velocities = dict(zip(arms, (start, video, both, text), strict=True))
+    for low, factor in ((False, 1.0), (True, 0.5)):
+        expected = start + factor * (2 * (video - start) + 3 * (both - video) + 5 * (text - both))
+        torch.testing.assert_close(guide.combine(velocities, torch.zeros(SHAPE), 0.9, low), expected)
+    silent = Guide(mode, Omegas(scale=0.0), APG())
+    assert silent.arms(low=True) == [Arm("none", "negative")]
+
+
+def test_projection_clips_per_frame_and_damps_the_parallel_part(randn):
+    draw = randn(0)
+    difference, reference = draw(4, 3, 2, 2), draw(4, 3, 2, 2)
+    difference[:, 1] *= 100
+    clipped = APG(eta=1.0, threshold=20.0).project(difference, reference)
+    norms = torch.linalg.vector_norm(clipped, dim=(0, 2, 3))
+    assert norms[1].item() == pytest.approx(20, rel=1e-5)
+    torch.testing.assert_close(clipped[:, [0, 2]], difference[:, [0, 2]])
+    orthogonal = APG(eta=0.0, threshold=1e9).project(difference, reference)
+    along = (orthogonal * reference).sum((0, 2, 3)) / (reference**2).sum((0, 2, 3)).sqrt()
+    assert along.abs().max() < 1e-4
+    half = decompose(difference, reference, (0, 2, 3), parallel=0.5, orthogonal=0.0)
+    rest = decompose(difference, reference, (0, 2, 3), parallel=0.5)
+    torch.testing.assert_close(orthogonal + half, rest)
+
+
+def test_momentum_adds_earlier_differences(randn):
+    draw, x = randn(0), torch.zeros(SHAPE)
+    mode = get_mode("t2v_apg")
+    guide = Guide(mode, Omegas(txt=1.0), APG(eta=1.0, threshold=1e9, momentum=0.5))
+    start, better = guide.arms(low=False)
+    steps = [{start: draw(SHAPE), better: draw(SHAPE)} for _ in range(2)]
+    found = [guide.combine(v, x, 1.0, low=False) for v in steps]
+    first, second = (v[better] - v[start] for v in steps)
+    torch.testing.assert_close(found[0], steps[0][start] + first)
+    torch.testing.assert_close(found[1], steps[1][start] + second + 0.5 * first)
+
+
+@pytest.mark.parametrize("max_pack", [2, 64])
+def test_requests_of_a_batch_come_out_as_alone(max_pack, tiny_model, randn, relative_error):
+    experts, draw = Experts(tiny_model(0), tiny_model(1)), randn(0)
+    requests = [
+        request("rv2v", draw, 1, 2, seed=1),
+        request("t2v_apg", draw, seed=2),
+        request("r2v_apg", draw, images=2, seed=3),
+        request("v2v_chain", draw, videos=2, seed=4),
+    ]
+    together = render(experts, requests, SamplingConfig(steps=4, max_pack=max_pack))
+    for one, latent in zip(requests, together, strict=True):
+        (alone,) = render(experts, [one], SamplingConfig(steps=4))
+        assert latent.shape == SHAPE and latent.dtype == torch.float32
+        assert relative_error(latent, alone) < 1e-4
+
+
+def test_max_pack_bounds_every_forward(tiny_model, randn, watch):
+    model = tiny_model()
+    calls = watch(model)
+    requests = [request("rv2v", randn(i), 1, 1) for i in range(2)]
+    render(Experts(model, boundary=0.0), requests, SamplingConfig(steps=1, max_pack=3))
+    assert [len(pack.token_lengths) for pack in calls] == [3, 3, 2]
+
+
+def test_seed_alone_decides_the_noise(randn):
+    one = request("t2v", randn(0), seed=7)
+    expected = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7))[0]
+    assert torch.equal(one.noise(), expected)
+    assert not torch.equal(request("t2v", randn(0), seed=8).noise(), expected)
+
+
+def test_source_ids_follow_the_arm(randn):
+    one = request("rv2v", randn(0), videos=2, images=2)
+    one.sources = [one.sources[i] for i in (2, 0, 3, 1)]  # clips are numbered first, whatever the order given
+    videos = [s.latent for s in one.sources if s.is_video]
+    images = [s.latent for s in one.sources if not s.is_video]
+
+    def seen(arm):
+        return [(id(s.latent), s.source_id) for s in one.segments(arm)]
+
+    everything = [(id(x), float(i)) for i, x in enumerate([*videos, *images], 1)]
+    assert seen("all") == everything
+    assert seen("first_video") == everything[:1]
+    assert seen("images") == [(id(x), float(i)) for i, x in enumerate(images, 1)]
+    assert seen("none") == []
+    many = request("rv2v", randn(0), videos=1, images=6)
+    assert [s.source_id for s in many.segments("all")] == pytest.approx([1 + 4 * i / 6 for i in range(7)])
+    assert [s.source_id for s in many.segments("first_video")] == [1]
+
+
+def test_each_expert_runs_its_own_steps(tiny_model, randn, watch):
+    high, low = tiny_model(0), tiny_model(1)
+    seen_high, seen_low, progress = watch(high), watch(low), []
+    render(Experts(high, low), [request("t2v", randn(0))], SamplingConfig(steps=8), lambda *done: progress.append(done))
+    timesteps = UniPC(8, 5.0).timesteps
+    assert [int(p.timesteps[0]) for p in seen_high] == [t for t in timesteps if t >= 875]
+    assert [int(p.timesteps[0]) for p in seen_low] == [t for t in timesteps if t < 875]
+    assert progress == [(i, 8) for i in range(1, 9)]
+
+
+def test_a_lone_high_expert_estimates_the_clean_latent_at_the_boundary(tiny_model, randn, watch):
+    high = tiny_model(0)
+    calls = watch(high)
+    one, config = request("t2v", randn(0)), SamplingConfig(steps=8, solver="euler", omegas=Omegas(txt=0.0))
+    (latent,) = render(Experts(high), [one], config)
+    grid = UniPC(8, 5.0)
+    high_steps = [i for i, t in enumerate(grid.timesteps) if t >= 875]
+    assert len(calls) == len(high_steps) < 8
+    x = one.noise()
+    for index, after in pairwise(high_steps):
+        x = x + (grid.sigmas[after] - grid.sigmas[index]) * unguided(high, one, x, grid.timesteps[index])
+    last = high_steps[-1]
+    torch.testing.assert_close(latent, x - grid.sigmas[last] * unguided(high, one, x, grid.timesteps[last]))
+
+
+def unguided(model, one: RenderRequest, x, timestep):
+    """Velocity of the negative text without sources."""
+    packed = pack([PackedSample([Segment(x, 0)], one.negative, timestep)], model.patch)
+    with torch.no_grad():
+        return unpatchify(model(packed), packed.target_grids[0], model.patch)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_lone_low_expert_starts_from_the_noised_truth(solver, tiny_model, randn, watch):
+    low = tiny_model(1)
+    calls = watch(low)
+    truth = randn(5)(SHAPE)
+    one = request("t2v", randn(0), truth=truth)
+    config = SamplingConfig(steps=8, solver=solver, omegas=Omegas(txt=0.0))
+    (latent,) = render(Experts(None, low), [one], config)
+    low_steps = [i for i, t in enumerate(UniPC(8, 5.0).timesteps) if t < 875]
+    assert len(calls) == len(low_steps) < 8
+    grid = SOLVERS[solver](8, 5.0, begin=low_steps[0])
+    sigma = grid.sigmas[low_steps[0]]
+    x = (1 - sigma) * truth + sigma * one.noise()
+    for index in low_steps:
+        x = grid.step(index, unguided(low, one, x, grid.timesteps[index]), x)
+    torch.testing.assert_close(latent, x)
+
+
+def test_a_lone_low_expert_needs_the_truth(tiny_model, randn):
+    with pytest.raises(ConfigError, match="cannot start from pure noise"):
+        render(Experts(None, tiny_model()), [request("t2v", randn(0))], SamplingConfig(steps=8))
+
+
+def test_an_expert_without_steps_is_refused(tiny_model, randn):
+    with pytest.raises(ConfigError, match=r"none of the 1 steps .* sigma 0.875"):
+        render(Experts(None, tiny_model()), [request("t2v", randn(0))], SamplingConfig(steps=1))
+
+
+def test_bad_sampling_settings_are_refused():
+    with pytest.raises(ConfigError, match="unknown guidance mode 'v2v_agp'") as caught:
+        SamplingConfig(mode="v2v_agp")
+    assert caught.value.fix == "did you mean 'v2v_apg'?"
+    for values in ({"steps": 0}, {"max_pack": 0}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            SamplingConfig(**values)

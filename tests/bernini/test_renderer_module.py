@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import build, callback, fit, keep_checkpoints, make_clip, make_config, make_conversation, make_shards
+from torch import Tensor
+
+from bernini.conversation import Conversation, Message
+from bernini.errors import CheckpointError
+from bernini.media import read_video
+from bernini.tasks import get_task
+from datamodules.shards import write_shards
+
+NO_DROPOUT = {"text": 0.0, "image": 0.0, "video": 0.0}
+
+
+def seen_by(model: torch.nn.Module) -> list[Any]:
+    """The packs that a transformer is given from now on."""
+    packs: list[Any] = []
+    model.register_forward_pre_hook(lambda _, args: packs.append(args[0]))
+    return packs
+
+
+def test_loss_falls_when_one_clip_is_trained_on(wan: Path, tmp_path: Path) -> None:
+    one = make_shards(tmp_path / "one", 1, ("t2v",))
+    config = make_config(wan, one, tmp_path / "run", dropout=NO_DROPOUT)
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.01
+    config["trainer"] |= {"max_steps": 60, "val_check_interval": 60, "limit_val_batches": 1, "num_sanity_val_steps": 1}
+    before, after = fit(config)[0]["metrics"]
+    assert after["val/loss"] < 0.8 * before["val/loss"]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.3}], ids=["full", "lora"])
+def test_run_resumed_at_every_step_is_the_unbroken_run(
+    wan: Path, shards: Path, tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    def config(name: str) -> dict[str, Any]:
+        dropout = {"text": 0.3, "image": 0.3, "video": 0.3}
+        config = make_config(wan, shards, tmp_path / name, lora=lora, dropout=dropout)
+        config["model"]["init_args"]["lr_scheduler"] = {
+            "class_path": "torch.optim.lr_scheduler.LinearLR",
+            "init_args": {"start_factor": 0.1, "total_iters": 4},
+        }
+        config["trainer"] |= {"max_steps": 5, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+        config["trainer"]["callbacks"] = [callback("callbacks.EMA", decay=0.9)]
+        keep_checkpoints(config, tmp_path / name)
+        return config
+
+    whole = fit(config("whole"))[0]["losses"]  # ten batches of eight samples: the second epoch has begun
+    broken: list[float] = []
+    for step in range(1, 6):
+        broken += fit(config("broken"), "--ckpt_path", "auto", "--trainer.max_steps", str(step))[0]["losses"]
+    assert len(whole) == 10
+    assert broken == whole
+    first, second = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken"))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(second[key], first[key], rtol=0, atol=0)
+    torch.testing.assert_close(second["callbacks"]["EMA"], first["callbacks"]["EMA"], rtol=0, atol=0)
+
+
+def test_checkpoint_holds_the_renderer_and_no_frozen_helper(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path)
+    keep_checkpoints(config, tmp_path)
+    fit(config)
+    names = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert names and all(name.startswith("renderer.transformer.") for name in names)
+
+
+def test_lora_trains_and_keeps_its_adapters_only(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path, lora={"rank": 2})
+    keep_checkpoints(config, tmp_path)
+    module = build(config, tmp_path)
+    before = {n: p.clone() for n, p in module.named_parameters()}
+    fit(config)
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert stored.keys() == {n for n, p in module.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in stored)
+    assert any(not torch.equal(stored[name], before[name]) for name in stored)
+
+
+def test_lora_refuses_the_checkpoint_of_other_layers(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path, lora={"rank": 2, "targets": ["to_q"]})
+    module = build(config, tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit the LoRA"):
+        module.on_load_checkpoint({"state_dict": {"renderer.transformer.blocks.0.attn1.to_k.lora_A.default.weight": 0}})
+
+
+def test_batch_of_two_is_the_mean_of_the_two_alone(wan: Path, shards: Path, tmp_path: Path) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    samples, keys = [make_conversation(0, "rv2v"), make_conversation(1, "t2i")], [("a", 1), ("a", 2)]
+
+    def grads(loss: Tensor) -> list[Tensor]:
+        return torch.autograd.grad(loss, module.trainable())
+
+    together, _ = module.losses(samples, keys)
+    alone = [module.losses([s], [k])[0] for s, k in zip(samples, keys, strict=True)]
+    torch.testing.assert_close(together, (alone[0] + alone[1]) / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads(together), grads((alone[0] + alone[1]) / 2), rtol=1e-3, atol=1e-6)
+
+
+def test_targets_weigh_alike_whatever_their_size(wan: Path, shards: Path, tmp_path: Path) -> None:
+    module = build(make_config(wan, shards, tmp_path, dropout=NO_DROPOUT), tmp_path)
+    clip, image = make_clip(0), make_clip(1, 1)
+    sample = Conversation("t2v", [Message("video_gen", media=clip), Message("image_gen", media=image)], key="two")
+    far_off = torch.cat([torch.zeros(8, 1), torch.full((4, 1), 1000.0)])  # the clip has 8 tokens, the image 4
+    module.renderer.transformer.register_forward_hook(lambda _, __, output: output * 0 + far_off)
+    loss, table = module.losses([sample], [("a",)])
+    assert loss.item() == pytest.approx(1000**2 / 2, rel=0.01)
+    assert table.counts[0] == 2
+    assert table.means()["loss"] == pytest.approx(loss.item())
+
+
+def test_losses_are_logged_by_task_and_noise_level(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path)
+    config["data"]["init_args"] |= {"batch_size": 8, "max_samples": 8}
+    config["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 8}
+    record = fit(config)[0]
+    names = {"loss", "loss_v2v", "loss_t2v"}
+    for found, stage in ((record["names"], "train"), (record["metrics"][0], "val")):
+        buckets = {name for name in found if "sigma" in name}
+        assert set(found) - buckets == {f"{stage}/{name}" for name in names}
+        assert buckets and buckets <= {f"{stage}/loss_sigma_{b}" for b in ("0.00", "0.25", "0.50", "0.75")}
+
+
+@pytest.mark.parametrize("expert", ["high", "low", "both", "single"])
+def test_experts_see_their_noise_levels_only(wan: Path, shards: Path, tmp_path: Path, expert: str) -> None:
+    module = build(make_config(wan, shards, tmp_path, expert=expert), tmp_path)
+    packs = {name: seen_by(model) for name, model in module.renderer.models.items()}
+    for step in range(12):
+        module.losses([make_conversation(step, "t2v")], [(step,)])
+    seen = {name: torch.cat([p.timesteps for p in found]) for name, found in packs.items()}
+    if expert == "single":
+        assert seen["transformer"].min() < 875 < seen["transformer"].max()
+    else:
+        both = {"transformer": expert != "low", "transformer_2": expert != "high"}
+        assert seen.keys() == {name for name, there in both.items() if there}
+        assert all(t >= 875 for t in seen.get("transformer", []))
+        assert all(t < 875 for t in seen.get("transformer_2", []))
+
+
+@pytest.mark.parametrize(
+    ("rates", "ids"),
+    [
+        (NO_DROPOUT, [1, 2, 0]),
+        ({**NO_DROPOUT, "video": 1.0}, [1, 0]),
+        ({**NO_DROPOUT, "image": 1.0}, [1, 0]),
+        ({"text": 1.0, "image": 1.0, "video": 1.0}, [0]),
+    ],
+)
+def test_dropout_numbers_the_rest_anew_and_keeps_the_sentence(
+    wan: Path, shards: Path, tmp_path: Path, rates: dict[str, float], ids: list[int]
+) -> None:
+    module = build(make_config(wan, shards, tmp_path, dropout=rates), tmp_path)
+    packs = seen_by(module.renderer.transformer)
+    sample = make_conversation(0, "rv2v")
+    module.losses([sample], [("a",)])
+    assert packs[0].segments[:, 4].tolist() == ids
+    text = get_task("rv2v").sentence + ("" if rates["text"] else "make it red")
+    (features,) = module.features([text], module.device)
+    torch.testing.assert_close(packs[0].context[: len(features)], features)
+
+
+def test_validation_is_the_same_each_time_and_counts_samples_once(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path)
+    config["model"]["init_args"]["optimizer"]["init_args"] |= {"lr": 0.0, "weight_decay": 0.0}
+    config["trainer"] |= {"max_steps": 4, "limit_val_batches": 8}
+    config["data"]["init_args"]["max_samples"] = 5
+    first, second = fit(config)[0]["metrics"]
+    assert first == second
+    module = build(config, tmp_path)
+    samples = [make_conversation(i, ("v2v", "t2v")[i % 2]) for i in range(5)]
+    alone = [module.losses([sample], [("validate", sample.key)], False) for sample in samples]
+    mean = sum(loss.item() for loss, _ in alone) / 5
+    assert first["val/loss"] == pytest.approx(mean, rel=0.02)  # the shards' clips went through lossy H.264
+
+
+@pytest.mark.parametrize("expert", ["single", "low", "both"])
+def test_prediction_is_a_clip_of_the_sources_size_rate_and_length(wan: Path, tmp_path: Path, expert: str) -> None:
+    clip = make_clip(3)
+    clip.source = {"height": 50, "width": 38, "frames": 4, "fps": 12.0, "sampled": 4}  # stored as 5 frames of 32 x 32
+    sample = Conversation("v2v", [Message("video", media=clip), Message("text", text="make it red")], key="edit")
+    if expert == "low":
+        sample.messages.append(Message("video_gen", media=make_clip(4)))
+    write_shards([sample], tmp_path / "shards", lossless=True)
+    config = make_config(wan, tmp_path / "shards", tmp_path, expert=expert)
+    config["trainer"]["callbacks"] = [callback("callbacks.PredictionWriter", folder=str(tmp_path / "out"))]
+    fit(config, verb="predict")
+    made = read_video(tmp_path / "out" / "edit.mp4")
+    assert made.source == {"height": 50, "width": 38, "frames": 4, "fps": 12.0, "sampled": 4}
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert row == {"key": "edit", "task": "v2v", "prompt": "make it red", "file": "edit.mp4"}
