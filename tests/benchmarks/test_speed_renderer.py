@@ -1,0 +1,128 @@
+import json
+import runpy
+import sys
+import warnings
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed.contestants import Problem, contestants, relative_error
+from benchmarks.speed.protocol import Sample, interleave, noise, sample
+from benchmarks.speed.renderer import MODELS, check_bf16, check_fp32, forward_flop, main, verdict
+from bernini.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def problem():
+    return Problem(MODELS["tiny"], (2, 4, 4), text_rows=8, dtype=torch.bfloat16, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tokens", "published"),
+    [
+        (MODELS["1.3b"], 32_760, 2.83e14),
+        (MODELS["1.3b"], 65_520, 9.61e14),
+        (MODELS["14b"], 32_760, 1.68e15),
+        (MODELS["14b"], 75_600, 6.52e15),
+    ],
+)
+def test_operations_of_the_wan_sizes(architecture, tokens, published):
+    assert forward_flop(architecture, tokens, 512) == pytest.approx(published, rel=5e-3)
+
+
+def test_operations_are_those_that_torch_counts(problem):
+    ours = contestants(problem, compiler=None)[1]
+    ours.model.attention = "math"  # of the CPU's backends the only one that the counter knows
+    with FlopCounterMode(display=False) as counter:
+        ours.infer()
+    blocks = [counter.get_flop_counts()[f"PackedWanTransformer3DModel.blocks.{i}"] for i in range(2)]
+    assert sum(sum(block.values()) for block in blocks) == forward_flop(problem.architecture, 32, 8)
+
+
+def test_the_benchmark_checks_times_and_writes_its_figures(tmp_path, capsys):
+    path = tmp_path / "speed" / "renderer.json"
+    arguments = "--device cpu --model tiny --grid 2 4 4 --text-rows 8 --steps 4 --forwards 2 --warmup 1 --all"
+    figures = main([*arguments.split(), "--backend", "aot_eager", "--json", str(path)])
+    written = json.loads(path.read_text())
+    assert written["verdict"] == figures["verdict"]
+    assert written["problem"]["tokens"] == 32
+    rows = written["contestants"]
+    assert set(rows) == {"stock eager", "ours eager", "stock compiled", "ours compiled", "stock default attention"}
+    flop = forward_flop(MODELS["tiny"], 32, 8)
+    for row in rows.values():
+        assert row["step"]["ms"]["fastest"] <= row["step"]["ms"]["median"] <= row["step"]["ms"]["slowest"]
+        assert row["step"]["mfu"] == pytest.approx(3 * flop / row["step"]["ms"]["median"] / 1e9 / 989)
+        assert row["forward"]["tflops"] == pytest.approx(flop / row["forward"]["ms"]["median"] / 1e9)
+        assert 0 < row["error"] < 2e-2
+    assert written["verdict"] in capsys.readouterr().out
+
+
+def test_contestants_start_alike_and_learn_alike(problem):
+    rivals = contestants(problem, compiler="eager")
+    for _ in range(3):
+        for rival in rivals:
+            rival.step()
+    outputs = [rival.infer() for rival in rivals]
+    for other in outputs[1:]:
+        assert relative_error(other, outputs[0]) < 1e-2
+
+
+def test_a_wrong_model_is_not_timed(problem):
+    rivals = contestants(problem, compiler=None)
+    check_bf16(problem, rivals)
+    with torch.no_grad():
+        rivals[1].model.blocks[0].attn1.norm_q.weight.mul_(1.5)
+    with pytest.raises(RuntimeError, match="ours eager is off by"):
+        check_bf16(problem, rivals)
+
+
+def test_fp32_is_stock_to_rounding(problem):
+    assert max(check_fp32(problem)) < 1e-6
+
+
+def test_rounds_are_interleaved_and_turned():
+    calls = []
+    samples = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, 3, CPU)
+    assert "".join(calls) == "abccbaabc"
+    assert [len(rounds) for rounds in samples.values()] == [3, 3, 3]
+
+
+def test_noise_is_how_far_the_rounds_of_one_call_part():
+    still, moving = [Sample(10.0, 0)] * 4, [Sample(ms, 0) for ms in (11.0, 10.0, 11.0, 10.0)]
+    assert noise({"a": still}) == 0
+    assert noise({"a": still, "b": moving}) == pytest.approx(0.1)
+    assert noise({"a": still[:1]}) == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "words", "ratio"), [(80.0, "faster than", 0.8), (99.5, "level with", 0.995), (110.0, "SLOWER than", 1.1)]
+)
+def test_the_verdict_names_the_fastest_stock(ours, words, ratio):
+    steps = {"stock eager": 130.0, "ours eager": 50.0, "stock compiled": 100.0, "ours compiled": ours}
+    text, measured = verdict(steps, spread=0.01)
+    assert f"ours compiled is {words} stock compiled" in text
+    assert measured == pytest.approx(ratio)
+
+
+def test_a_sample_is_a_time():
+    assert sample(lambda: sum(range(100_000)), CPU).ms > sample(lambda: None, CPU).ms
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--layers", "0"], ["--grid", "0", "4", "4"]])
+def test_counts_below_one_are_refused(arguments):
+    with pytest.raises(ConfigError, match=arguments[0]):
+        main(["--device", "cpu", "--model", "tiny", *arguments])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
+def test_without_a_gpu_the_command_says_what_works(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["renderer"])
+    with pytest.raises(SystemExit) as exit, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+        runpy.run_module("benchmarks.speed.renderer", run_name="__main__")
+    assert exit.value.code == 78
+    message = capsys.readouterr().err
+    assert "no CUDA device" in message and "--device cpu" in message
