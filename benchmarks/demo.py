@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.quality.chart import Chart, Curve
 from benchmarks.quality.environment import environment
@@ -120,9 +121,11 @@ def fit_config(out: Path, expert: str, steps: int) -> dict[str, Any]:
         "enable_progress_bar": False,
     }
     trainer["logger"]["init_args"]["save_dir"] = str(run)
-    own = {"SaveRenderer": {"folder": str(out / "model")}, "SampleVideos": {"folder": str(run / "samples")}}
-    own["SampleVideos"] |= {"every_n_steps": max(1, steps // 2)}
-    own["ModelCheckpoint"] = {"dirpath": str(run / "checkpoints"), "every_n_train_steps": steps}
+    own: dict[str, dict[str, Any]] = {
+        "SaveRenderer": {"folder": str(out / "model")},
+        "SampleVideos": {"folder": str(run / "samples"), "every_n_steps": max(1, steps // 2)},
+        "ModelCheckpoint": {"dirpath": str(run / "checkpoints"), "every_n_train_steps": steps},
+    }
     for callback in trainer["callbacks"]:
         callback["init_args"] |= own.get(callback["class_path"].rsplit(".", 1)[-1], {})
     return config
@@ -149,6 +152,11 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     """Write a configuration that `bernini` can be given."""
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def log_of(out: Path, expert: str) -> Path:
+    """Where Lightning's CSV logger writes an expert's curves."""
+    return out / expert / "logs" / "version_0" / "metrics.csv"
 
 
 def curve(path: Path, column: str, name: str) -> Curve:
@@ -212,7 +220,7 @@ def run(out: Path, steps: int, samples: int, progress: Progress) -> dict[str, An
 
     def watch() -> None:
         for expert, one in bars.items():
-            losses = curve(out / expert / "metrics.csv", "train/loss", expert)
+            losses = curve(log_of(out, expert), "train/loss", expert)
             if losses.steps:
                 progress.update(one, completed=losses.steps[-1] + 1)
 
@@ -238,7 +246,7 @@ def run(out: Path, steps: int, samples: int, progress: Progress) -> dict[str, An
         Chart(
             f"velocity loss of the {expert}-noise expert",
             [
-                curve(out / expert / "metrics.csv", column, name)
+                curve(log_of(out, expert), column, name)
                 for column, name in (("train/loss", "training"), ("val/loss", "held out"))
             ],
             log_y=True,
@@ -319,8 +327,8 @@ def summarise(
         title="Bernini demo: a renderer learns to recolour",
         lead=(
             f"A two-expert renderer was trained from random weights on this machine in {metrics['seconds'] / 60:.1f} "
-            f"minutes, data and scoring included. It then edited {metrics['items']} clips whose combinations of colour, "
-            "shape and motion it had never seen. A verifier that reads pixels alone scored the results."
+            f"minutes, data and scoring included. It then edited {metrics['items']} clips whose combinations of "
+            "colour, shape and motion it had never seen. A verifier that reads pixels alone scored the results."
         ),
         summary=summary,
         charts=charts,
@@ -366,6 +374,7 @@ def main(argv: Sequence[str]) -> int:
         )
     console = Console()
     make_empty(options.out)
+    disable_progress_bar()  # of loading small models
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -380,6 +389,7 @@ def main(argv: Sequence[str]) -> int:
         f"\n{100 * edits['edit_done']:.0f} % of {metrics['items']} unseen edits done, the rest unchanged in "
         f"{100 * edits['rest_unchanged']:.0f} %; {metrics['seconds'] / 60:.1f} minutes\n"
         f"  report   {options.out / 'report.html'}\n  figures  {options.out / 'metrics.json'}\n"
-        f"  clips    {options.out / 'edits'}\n  weights  {options.out / 'model'}"
+        f"  clips    {options.out / 'edits'}\n  weights  {options.out / 'model'}",
+        soft_wrap=True,
     )
     return 0

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import lightning as L
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bernini.errors import ConfigError
 from bernini.suggest import closest
@@ -41,15 +42,25 @@ def check_files(args: Sequence[str], linked: Sequence[str]) -> None:
     Raises:
         ConfigError: A file is missing or no YAML mapping, or it or the command line sets a linked key.
     """
-    targets = {target.replace(".init_args", "") for target in linked}
-    given = [(arg.split("=")[0].removeprefix("--"), arg) for arg in args if arg.startswith("--")]
-    for file in config_files(args):
-        given += [(key, str(file)) for key in _keys(_read(file))]
-    for key, where in given:
-        if key.replace(".init_args", "") in targets:
-            raise ConfigError(
-                f"{key} would be ignored", where=where, why="it follows seed_everything", fix="set that one"
-            )
+    targets = {_short(target) for target in linked}
+    files = [(str(file), dict(_leaves(_read(file)))) for file in config_files(args)]
+    sources = [*files, *((arg, {arg.split("=")[0].removeprefix("--"): ""}) for arg in args if arg.startswith("--"))]
+    for where, values in sources:
+        for key in values:
+            if _short(key) in targets:
+                raise ConfigError(
+                    f"{key} would be ignored", where=where, why="it follows seed_everything", fix="set that one"
+                )
+    for number, (file, values) in enumerate(files, 1):
+        _warn_of_copies(file, values, {_short(key): where for where, later in sources[number:] for key in later})
+
+
+def _warn_of_copies(file: str, values: dict[str, Any], later: dict[str, str]) -> None:
+    """Interpolations are resolved within their file, so a later value does not reach them."""
+    for key, value in values.items():
+        for name in re.findall(r"\$\{([\w.]+)\}", str(value)):
+            if _short(name) in later and _short(key) not in later:
+                rank_zero_warn(f"{key} keeps the {name} of {file}, although {later[_short(name)]} sets another one")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -67,11 +78,17 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(key: str) -> str:
+    """A key as it may also be written: ``model.lr`` for ``model.init_args.lr``."""
+    return key.replace(".init_args", "")
 
 
 def explain(error: Exception, args: Sequence[str]) -> ConfigError:

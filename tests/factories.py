@@ -121,7 +121,7 @@ def write_config(path: Path, config: dict[str, Any]) -> str:
 
 
 class Recorder(L.Callback):
-    """Writes what a run computed into ``FILE-RANK.json``: losses of all steps and metrics of all validations."""
+    """Writes what a run computed into ``FILE-RANK.json``: losses of all steps, metrics of all validations."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -132,7 +132,10 @@ class Recorder(L.Callback):
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+        named = trainer.callback_metrics.items()
+        self.metrics.append({k: v.item() for k, v in named if k.startswith(("val/", "test/"))})
+
+    on_test_end = on_validation_end
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         names = sorted(name for name in trainer.logged_metrics if name.startswith("train/"))

@@ -15,6 +15,7 @@ from bernini.errors import ConfigError
 from bernini.tasks import Density, Task
 
 TRAIN_STEPS = 1000
+MAX_REDRAWS = 1000
 Expert = Literal["high", "low", "single"]
 Table = Literal["exact", "released_bf16"]
 
@@ -90,15 +91,26 @@ class NoiseConfig:
             task: Gives shift and density unless they are set here.
             expert: Whose window.
             generator: CPU generator.
+
+        Raises:
+            ConfigError: The density all but never falls into the window.
         """
         sigmas = sigma_table(self.shift or task.shift, self.table)
         density = self.density or task.density
-        while True:  # the rarest window (logit-normal, shift 3, high) accepts one draw in eleven
+        for _ in range(
+            MAX_REDRAWS
+        ):  # the tasks' rarest window (logit-normal, shift 3, high) accepts one draw in eleven
             u = self.draw_position(density, 64, generator)
             drawn = sigmas[(u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1)]
             accepted = drawn[self.in_window(drawn, expert)]
             if len(accepted):
                 return accepted[0].item()
+        raise ConfigError(
+            f"no timestep of task {task.name} falls to the {expert}-noise expert",
+            where="model.init_args.noise",
+            why=f"shift {self.shift or task.shift} and the {density} density hardly reach its side of {self.boundary}",
+            fix="choose a larger shift for the high-noise expert, a smaller one for the low-noise expert",
+        )
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:

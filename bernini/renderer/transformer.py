@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bernini.renderer.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.renderer.packing import Pack
-from bernini.rope.op import Segments, prepare_segments, sa3d_qk_norm_rope
+from bernini.rope.op import Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 
 
 def _modulate(norm: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,8 +72,9 @@ class PackedBlock(WanTransformerBlock):
 
     def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
         attn: WanAttention = self.attn2
-        q = attn.norm_q(attn.to_q(y)).to(y.dtype)
-        k = attn.norm_k(attn.to_k(context)).to(y.dtype)
+        eps = attn.norm_q.eps or 0.0
+        q = full_width_norm(attn.to_q(y), attn.norm_q.weight, eps)
+        k = full_width_norm(attn.to_k(context), attn.norm_k.weight, eps)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, attn.to_v(context)))
         return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
 

@@ -38,6 +38,21 @@ def prepare_segments(table: Tensor, tokens: int, head_dim: int) -> Segments:
     return Segments(table, angles.cos().float(), angles.sin().float())
 
 
+def full_width_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over all heads at once, in fp32 inside.
+
+    Args:
+        x: ``[tokens, dim]``.
+        weight: ``[dim]``, fp32 or in the dtype of ``x``; torch fuses the norm only where both are of one dtype.
+        eps: Added to the mean square.
+
+    Returns:
+        ``[tokens, dim]`` in the dtype of ``x``.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).to(x.dtype)
+
+
 def sa3d_qk_norm_rope(
     q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, segments: Segments, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -58,9 +73,8 @@ def sa3d_qk_norm_rope(
     """
 
     def one(x: Tensor, weight: Tensor) -> Tensor:
-        flat = x.flatten(1)
+        normed = full_width_norm(x.flatten(1), weight, eps).view_as(x)
         with torch.autocast(x.device.type, enabled=False):
-            normed = F.rms_norm(flat.to(weight.dtype), flat.shape[-1:], weight, eps).to(x.dtype)  # fp32 inside
-            return rotate(normed.view_as(x), segments.cos, segments.sin).to(x.dtype)
+            return rotate(normed, segments.cos, segments.sin).to(x.dtype)
 
     return one(q, weight_q), one(k, weight_k)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bernini.conversation import Batch
 from bernini.errors import ConfigError, DataError
 from bernini.optimizing import ConfiguredOptimizer
-from bernini.vae.codec import latent_statistics, to_unit
+from bernini.vae.codec import LatentCodec, latent_statistics, to_unit
 
 INITIAL_LOGVAR = -6.0  # of the latents' noise; at 0 it would drown what the encoder has to say
 
@@ -32,8 +32,6 @@ class VAEArchitecture:
         temperal_downsample: For each halving of height and width, whether it halves the frame rate too; two of them do.
         z_dim: Latent channels.
         patch_size: Pixels per side that are folded into channels before the first convolution, as in the Wan 2.2 VAE.
-        is_residual: Whether every change of resolution has a shortcut without weights, as in the Wan 2.2 VAE; it is learned
-            much faster.
     """
 
     base_dim: int = 96
@@ -43,7 +41,6 @@ class VAEArchitecture:
     temperal_downsample: list[bool] = field(default_factory=lambda: [False, True, True])
     z_dim: int = 16
     patch_size: int | None = None
-    is_residual: bool = False
 
     def __post_init__(self) -> None:
         halvings = len(self.temperal_downsample)
@@ -81,8 +78,9 @@ def initialize(vae: AutoencoderKLWan) -> None:
     """Weights from which the autoencoder learns quickly.
 
     PyTorch's own ones shrink what differs between places until the decoder sees none of it, and training stays for long
-    at the background. Orthogonal convolutions keep it, and residual branches that start at zero let it pass. Convolutions
-    look at the newest frame alone, so that a clip starts as a row of images; and latents start with little noise.
+    at the background. Orthogonal convolutions keep it, and residual branches that start at zero let it pass.
+    Convolutions look at the newest frame alone, so that a clip starts as a row of images; latents start with little
+    noise.
 
     Args:
         vae: The autoencoder, changed in place.
@@ -164,7 +162,8 @@ class VAEModule(ConfiguredOptimizer):
     """Trains an autoencoder on every image and clip of its batches.
 
     Args:
-        architecture: Shape of the autoencoder.
+        architecture: Shape of an autoencoder that starts from random weights.
+        init_from: Diffusers folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
         output: Folder that the trained autoencoder is written to at the end of a fit, with the statistics of its
             latents; null writes nothing.
         loss: Weights of the loss.
@@ -173,11 +172,16 @@ class VAEModule(ConfiguredOptimizer):
         statistics: Clips, the last ones trained on, whose latents the statistics are measured on.
         dtype: Dtype of the written weights.
         seed: Seed of the latents' noise.
+
+    Raises:
+        ConfigError: There is neither a shape nor weights, or both.
+        CheckpointError: The weights cannot be read.
     """
 
     def __init__(
         self,
-        architecture: VAEArchitecture,
+        architecture: VAEArchitecture | None = None,
+        init_from: str | None = None,
         output: str | None = None,
         loss: VAELoss = VAELoss(),  # noqa: B008  dataclass defaults are copied by the parser
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4),
@@ -187,7 +191,16 @@ class VAEModule(ConfiguredOptimizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.vae = architecture.build()
+        if architecture and not init_from:
+            self.vae = architecture.build()
+        elif init_from and not architecture:
+            self.vae = LatentCodec.from_pretrained(init_from).vae.requires_grad_(True).train()
+        else:
+            raise ConfigError(
+                "give the autoencoder either weights or a shape",
+                where="model.init_args",
+                fix="set init_from to train from weights, or architecture to train from scratch",
+            )
         self.output, self.loss, self.optimizer, self.lr_scheduler = output, loss, optimizer, lr_scheduler
         self.weights_dtype, self.seed = getattr(torch, dtype), seed
         self._posteriors: deque[Tensor] = deque(maxlen=statistics)
@@ -242,7 +255,7 @@ def stack_media(batch: Batch) -> Sequence[Tensor]:
     """Every image and clip of a batch, those of one size together: ``[B, 3, T, H, W]`` uint8 tensors.
 
     Raises:
-        DataError: A sample has latents but no pixels, or there is nothing to see in the batch.
+        DataError: A sample has latents but no pixels.
     """
     groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for sample in batch.samples:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_interpolation_within_a_file(config: dict[str, Any], tmp_path: Path, mon
     config["data"]["init_args"]["predict"] = "${data.init_args.train}"
     cli = parsed(config, tmp_path)
     assert cli.datamodule.folders["predict"] == config["data"]["init_args"]["train"]
+
+
+def test_value_that_an_interpolation_does_not_follow_is_told(config: dict[str, Any], tmp_path: Path) -> None:
+    config["model"]["init_args"]["sampling"]["steps"] = "${trainer.max_steps}"
+    with pytest.warns(UserWarning, match=r"sampling\.steps keeps the trainer\.max_steps of .*c\.yaml"):
+        assert parsed(config, tmp_path, "--trainer.max_steps=7").model.sampling.steps == 2
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        parsed(config, tmp_path, "--trainer.max_steps=7", "--model.sampling.steps=7")
+    assert not any("keeps the" in str(warning.message) for warning in told)
 
 
 def test_links_follow_an_override(config: dict[str, Any], tmp_path: Path) -> None:

@@ -169,3 +169,9 @@ def test_unipc_is_more_accurate_than_euler():
         return abs(x.item() - math.exp(one.sigmas[0]))
 
     assert error("unipc") < 0.05 * error("euler")
+
+
+def test_a_window_that_the_density_never_reaches_is_an_error() -> None:
+    noise = NoiseConfig(shift=1e-4)
+    with pytest.raises(ConfigError, match="no timestep of task t2i"):
+        noise.draw_sigma(get_task("t2i"), "high", torch.Generator().manual_seed(0))

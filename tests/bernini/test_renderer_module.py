@@ -176,6 +176,15 @@ def test_validation_is_the_same_each_time_and_counts_samples_once(wan: Path, sha
     assert first["val/loss"] == pytest.approx(mean, rel=0.02)  # the shards' clips went through lossy H.264
 
 
+def test_testing_is_validation_under_another_name(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(wan, shards, tmp_path)
+    config["trainer"] |= {"limit_val_batches": 2}
+    (validated,) = fit(config, verb="validate")[0]["metrics"]
+    (tested,) = fit(config, f"--data.test={shards}", verb="test")[0]["metrics"]
+    assert {name.replace("test/", "val/"): value for name, value in tested.items()} == validated
+    assert "test/loss" in tested
+
+
 @pytest.mark.parametrize("expert", ["single", "low", "both"])
 def test_prediction_is_a_clip_of_the_sources_size_rate_and_length(wan: Path, tmp_path: Path, expert: str) -> None:
     clip = make_clip(3)

@@ -33,6 +33,14 @@ def test_samples_come_at_the_start_on_the_way_and_at_the_end(config: dict[str, A
     assert first is not None and last is not None and not torch.equal(first, last)
 
 
+def test_without_validation_data_there_is_nothing_to_sample(config: dict[str, Any], tmp_path: Path) -> None:
+    config["data"]["init_args"]["val"] = None
+    config["trainer"] |= {"max_steps": 1, "limit_val_batches": 8}
+    config["trainer"]["callbacks"] = [callback("callbacks.SampleVideos", folder=str(tmp_path / "out"))]
+    fit(config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_are_written_as_png(config: dict[str, Any], tmp_path: Path) -> None:
     images = make_shards(tmp_path / "images", 2, ("t2i",))
     config["data"]["init_args"] |= {"train": str(images), "val": str(images)}

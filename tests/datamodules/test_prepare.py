@@ -130,7 +130,8 @@ def test_real_clips_raw_and_prepared(real, wan, tmp_path):
         assert latent.posterior.shape == (8, 9, 10, 12) and latent.posterior.dtype == torch.bfloat16
     lossless = prepare(str(clips), str(tmp_path / "exact"), max_edge=96, max_frames=33, lossless=True).read(0)
     expected = codec.posterior(lossless.sources[0].media.pixels).bfloat16()
-    assert torch.equal(prepared.sources[0].media.posterior, expected)
+    # Clips of one size are encoded together, which moves a last bit here and there.
+    torch.testing.assert_close(prepared.sources[0].media.posterior, expected, rtol=0.01, atol=0.01)
     texts = [renderer_text("v2v", "lower the quality"), renderer_text("v2v", ""), ""]
     rows = [row.bfloat16() for row in encoder.encode(texts)]
     torch.testing.assert_close(prepared.text_features["text"], rows[0], rtol=0.02, atol=0.02)
