@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +201,18 @@ def run(out: Path, steps: int, samples: int, progress: Progress) -> dict[str, An
         What goes into ``metrics.json``; the report is written beside it.
     """
     started = time.monotonic()
-    prepared = {"vae": str(ASSETS / "vae"), "text": str(ASSETS)}
-    world = {"frames": FRAMES, "height": SIZE, "width": SIZE, "edits": EDITS}
-    bar = progress.add_task("making shards", total=samples + VALIDATION)
+    write = partial(write_toy_shards, tasks=[TASK], frames=FRAMES, height=SIZE, width=SIZE, edits=EDITS)
+    prepare = partial(write, vae=str(ASSETS / "vae"), text=str(ASSETS))
+    bar = progress.add_task("making shards", total=samples)
     data = out / "data"
-    write_toy_shards(
-        data / "train", [TASK], samples, seed=TRAIN_SEED, **world, **prepared,  # type: ignore[arg-type]
+    prepare(
+        data / "train",
+        count=samples,
+        seed=TRAIN_SEED,
         progress=lambda done: progress.update(bar, completed=done),
-    )  # fmt: skip
-    write_toy_shards(data / "val", [TASK], VALIDATION, seed=VALIDATION_SEED, **world, **prepared, split="held_out")  # type: ignore[arg-type]
-    write_toy_shards(data / "held_out", [TASK], HELD_OUT, seed=HELD_OUT_SEED, **world, split="held_out")  # type: ignore[arg-type]
-    progress.update(bar, completed=samples + VALIDATION)
+    )
+    prepare(data / "val", count=VALIDATION, seed=VALIDATION_SEED, split="held_out")
+    write(data / "held_out", count=HELD_OUT, seed=HELD_OUT_SEED, split="held_out")
 
     fits = [
         Command("fit", write_config(out / f"{e}.yaml", fit_config(out, e, steps)), out / f"{e}.log") for e in EXPERTS

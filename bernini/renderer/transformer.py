@@ -66,13 +66,13 @@ class PackedBlock(WanTransformerBlock):
     def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths | None, backend: str) -> Tensor:
         attn: WanAttention = self.attn1
         q, k, v = (project(y).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
-        eps: float = attn.norm_q.eps  # type: ignore[assignment]  # Wan always sets it
+        eps = self.norm1.eps  # all norms of a block share it
         q, k = sa3d_qk_norm_rope(q, k, attn.norm_q.weight, attn.norm_k.weight, segments, eps)
         return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
 
     def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
         attn: WanAttention = self.attn2
-        eps = attn.norm_q.eps or 0.0
+        eps = self.norm1.eps
         q = full_width_norm(attn.to_q(y), attn.norm_q.weight, eps)
         k = full_width_norm(attn.to_k(context), attn.norm_k.weight, eps)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, attn.to_v(context)))
