@@ -232,7 +232,8 @@ class Batch:
 
     Attributes:
         samples: Conversations, of any tasks and sizes.
-        cursor: Where the data order stands after this batch, a few plain integers.
+        cursor: In training, where the data order stands after this batch; elsewhere ``sample``, the number of its first
+            sample. A few plain integers.
     """
 
     samples: list[Conversation]

@@ -17,7 +17,8 @@ class Request:
     Attributes:
         samples: Sample numbers.
         padding: How many of them, at the end, are repeats that only keep the ranks in step.
-        cursor: Where the order stands after this batch: ``epoch`` and ``sample``, the global samples seen in it.
+        cursor: In training, where the order stands after this batch: ``epoch`` and ``sample``, the global samples seen
+            in it. Elsewhere ``sample``, the number of the batch's first sample.
     """
 
     samples: list[int]
@@ -102,5 +103,5 @@ def eval_requests(size: int, batch_size: int, rank: int, world: int) -> list[Req
         first = start + rank * batch_size
         real = max(0, min(batch_size, size - first))
         samples = range(first, first + real) or [size - 1]  # a rank with nothing left keeps step with the others
-        requests.append(Request(list(samples), len(samples) - real, {}))
+        requests.append(Request(list(samples), len(samples) - real, {"sample": first}))
     return requests

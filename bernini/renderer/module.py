@@ -309,7 +309,7 @@ class RendererModule(ConfiguredOptimizer):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Sample what each conversation asks for; padding is sampled too, as a sharded model needs all ranks."""
-        made = self.sample(batch.samples, first_seed=self.sampling.seed + batch_idx * len(batch))
+        made = self.sample(batch.samples, first_seed=self.sampling.seed + batch.cursor.get("sample", 0))
         return [p for p in made if not p.conversation.info.get("padding")]
 
     @torch.no_grad()
