@@ -114,9 +114,14 @@ class Conversation:
         return " ".join(m.text or "" for m in given)
 
     @property
+    def visual(self) -> list[Message]:
+        """Images and clips, sources and targets, in order."""
+        return [m for m in self.messages if m.is_image or m.is_video]
+
+    @property
     def sources(self) -> list[Message]:
         """Visual messages that condition, in order."""
-        return [m for m in self.messages if (m.is_image or m.is_video) and not m.is_target]
+        return [m for m in self.visual if not m.is_target]
 
     @property
     def targets(self) -> list[Message]:
@@ -154,7 +159,11 @@ class Conversation:
         return self
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Conversation":
-        """A copy with every tensor on ``device``."""
+        """A copy with every tensor on ``device``; itself, if they are there already."""
+        device = torch.device(device)
+        tensors = [x for media in self.media() for x in (media.pixels, media.posterior) if x is not None]
+        if all(x.device == device for x in (*tensors, *self.text_features.values())):
+            return self
 
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=non_blocking)

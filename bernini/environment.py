@@ -1,4 +1,4 @@
-"""Environment values in configurations: read through ``${oc.env:NAME}``, never written or shown."""
+"""Environment values in configurations, and secrets that a shell put there: never written or shown."""
 
 import os
 from typing import Any
@@ -8,11 +8,20 @@ from omegaconf.resolvers import oc
 
 _read: dict[str, str] = {}
 _SHORTEST = 4  # characters; a shorter value is hidden where it is all there is, but not inside a longer text
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # in a variable's name
+_SHORTEST_SECRET = 12  # characters; a shorter value is no key, and may well be an everyday word
 
 
 def remember_environment() -> None:
-    """From now on, let every value that a configuration takes from the environment be known to :func:`hide`."""
+    """Let `hide` know every value that a configuration takes from the environment from now on, and every secret.
+
+    A secret is a value of 12 or more characters whose variable has KEY, TOKEN, SECRET or PASSWORD in its name; a shell
+    can fill it in, as in ``--key $TOKEN``, before anybody here sees where it came from.
+    """
     _read.clear()
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and any(word in name.upper() for word in _SECRET):
+            _read[value] = f"${{oc.env:{name}}}"
 
     def env(name: str, *default: Any) -> str | None:
         value = oc.env(name, *default)

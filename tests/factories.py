@@ -1,5 +1,6 @@
 """What the tests of training share: a Wan folder, shards and command lines small enough for a CPU."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
+from bernini.renderer.bank import Stack
 from bernini.renderer.experts import Architecture
 from bernini.vae.module import VAEArchitecture
 from datamodules.shards import write_shards
@@ -72,6 +74,19 @@ def make_shards(folder: Path, count: int = 8, tasks: tuple[str, ...] = ("v2v", "
     """A folder of shards with ``count`` samples, the tasks in turn."""
     write_shards((make_conversation(i, tasks[i % len(tasks)]) for i in range(count)), folder)
     return folder
+
+
+def make_stack(task: str, sources: list[int], seed: int, count: int = 7, device: torch.device | str = "cpu") -> Stack:
+    """Random samples of a bank: posteriors without noise, of sources of so many frames each and a target of three."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def posterior(frames: int) -> torch.Tensor:
+        drawn = torch.randn(count, 32, frames, 4, 4, generator=generator)
+        drawn[:, 16:] = -30
+        return drawn.to(device)
+
+    texts = torch.randn(count + 1, 3, 6, generator=generator).to(device)
+    return Stack(task, tuple(map(posterior, sources)), posterior(3), texts[:-1], texts[-1])
 
 
 def make_config(wan: Path, shards: Path, run: Path, **model: Any) -> dict[str, Any]:
@@ -138,8 +153,7 @@ class Recorder(L.Callback):
     on_test_end = on_validation_end
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        names = sorted(name for name in trainer.logged_metrics if name.startswith("train/"))
-        record = {"losses": self.losses, "metrics": self.metrics, "names": names}
+        record = {"losses": self.losses, "metrics": self.metrics}
         Path(f"{self.file}-{trainer.global_rank}.json").write_text(json.dumps(record))
 
 
@@ -153,6 +167,22 @@ class Terminate(L.Callback):
 def callback(name: str, **arguments: Any) -> dict[str, Any]:
     """A callback as a configuration names it."""
     return {"class_path": name, "init_args": arguments}
+
+
+def log_to_csv(config: dict[str, Any], folder: Path, every: int = 1) -> None:
+    """Have a configuration log into a folder every so many steps; `logged_rows` reads it."""
+    logger = callback("lightning.pytorch.loggers.CSVLogger", save_dir=str(folder))
+    config["trainer"] |= {"logger": logger, "log_every_n_steps": every}
+
+
+def logged_rows(folder: Path, stage: str = "train") -> list[dict[str, float]]:
+    """Rows of all runs that logged below a folder, each with its step and its metrics of a stage."""
+    rows = []
+    for file in sorted(folder.rglob("metrics.csv")):
+        for row in csv.DictReader(file.read_text().splitlines()):
+            found = {k: float(v) for k, v in row.items() if v and (k == "step" or k.startswith(f"{stage}/"))}
+            rows += [found] if len(found) > 1 else []
+    return rows
 
 
 def keep_checkpoints(config: dict[str, Any], folder: Path, every: int = 1) -> None:

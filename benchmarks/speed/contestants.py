@@ -198,7 +198,7 @@ def _stock(
 
 def _ours(name: str, problem: Problem, weights: Mapping[str, Tensor], compiler: str | None = None) -> Contestant:
     model = _build(PackedWanTransformer3DModel, problem, weights, compiler)
-    packed = pack([PackedSample([Segment(problem.latent, 0)], problem.context, problem.timestep[0])], PATCH)
+    packed = pack([PackedSample([Segment(problem.latent, 0)], problem.context, problem.timestep.item())], PATCH)
     target = target_patches(problem.velocity, PATCH)
     return Contestant(name, model, lambda: model(packed), target, lambda out: out)
 
@@ -208,7 +208,7 @@ def _build(cls: Any, problem: Problem, weights: Mapping[str, Tensor] | None, com
     torch.manual_seed(problem.seed)
     architecture = problem.architecture
     with problem.device:
-        model = cls(**asdict(architecture), out_channels=architecture.in_channels)
+        model = cls(**architecture.arguments())
     for name, parameter in model.named_parameters():
         if name.endswith(("norm_q.weight", "norm_k.weight")):
             nn.init.constant_(parameter, 2.0)  # scores spread enough for attention to matter

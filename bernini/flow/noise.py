@@ -6,12 +6,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import groupby
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from bernini.errors import ConfigError
+from bernini.stacking import group
 from bernini.tasks import Density, Task
 
 TRAIN_STEPS = 1000
@@ -42,7 +44,7 @@ def sigma_table(shift: float, table: Table = "exact") -> Tensor:
 
 @dataclass
 class NoiseConfig:
-    """How training timesteps are drawn.
+    """How training timesteps are drawn; validation keeps to `tasks_own`.
 
     Attributes:
         shift: One shift for all tasks; each task's own if null.
@@ -68,15 +70,19 @@ class NoiseConfig:
         if self.shift is not None and self.shift <= 0:
             raise ConfigError(f"noise.shift is {self.shift}", why="a shift is a positive factor")
 
-    def draw_position(self, density: Density, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``[count]`` positions u in [0, 1] along the sigma table; 0 is pure noise (paper eqs 6-7)."""
+    def tasks_own(self) -> "NoiseConfig":
+        """The noise of validation, under which losses of runs compare: as by default, but for boundary and table."""
+        return NoiseConfig(boundary=self.boundary, table=self.table)
+
+    def draw_position(self, density: Density, count: int, *generators: torch.Generator) -> Tensor:
+        """Draw ``[generators, count]`` positions u in [0, 1] along the sigma table; 0 is pure noise (paper eqs 6-7)."""
+        draw = torch.randn if density == "logit_normal" else torch.rand
+        drawn = torch.stack([draw(count, generator=generator, dtype=torch.float64) for generator in generators])
         if density == "logit_normal":
-            z = torch.randn(count, generator=generator, dtype=torch.float64)
-            return torch.sigmoid(self.logit_mean + self.logit_std * z)
-        r = torch.rand(count, generator=generator, dtype=torch.float64)
+            return torch.sigmoid(self.logit_mean + self.logit_std * drawn)
         if density == "uniform":
-            return r
-        return 1 - r - self.mode_scale * (torch.cos(torch.pi * r / 2) ** 2 - 1 + r)
+            return drawn
+        return 1 - drawn - self.mode_scale * (torch.cos(torch.pi * drawn / 2) ** 2 - 1 + drawn)
 
     def in_window(self, sigma: Tensor, expert: Expert) -> Tensor:
         """Which sigmas the expert is responsible for; the same side of the boundary as at inference."""
@@ -84,37 +90,49 @@ class NoiseConfig:
             return torch.ones_like(sigma, dtype=torch.bool)
         return sigma >= self.boundary if expert == "high" else sigma < self.boundary
 
-    def draw_sigma(self, task: Task, expert: Expert, generator: torch.Generator) -> float:
-        """Draw the sigma of one sample, by rejection inside the expert's window.
+    def draw_sigmas(self, tasks: Sequence[Task], expert: Expert, generators: Sequence[torch.Generator]) -> list[float]:
+        """Draw the sigma of each sample, by rejection inside the expert's window.
 
         Args:
-            task: Gives shift and density unless they are set here.
+            tasks: Task of each sample; gives shift and density unless they are set here.
             expert: Whose window.
-            generator: CPU generator.
+            generators: CPU generator of each sample, on which alone its sigma depends.
 
         Raises:
             ConfigError: The density all but never falls into the window.
         """
-        sigmas = sigma_table(self.shift or task.shift, self.table)
-        density = self.density or task.density
-        for _ in range(
-            MAX_REDRAWS
-        ):  # the tasks' rarest window (logit-normal, shift 3, high) accepts one draw in eleven
-            u = self.draw_position(density, 64, generator)
-            drawn = sigmas[(u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1)]
-            accepted = drawn[self.in_window(drawn, expert)]
-            if len(accepted):
-                return accepted[0].item()
+        found: dict[int, float] = {}
+        for _ in range(MAX_REDRAWS):
+            left = [n for n in range(len(tasks)) if n not in found]
+            if not left:
+                break
+            for rows in group((self.shift or tasks[n].shift, self.density or tasks[n].density) for n in left):
+                members = [left[row] for row in rows]
+                first = tasks[members[0]]
+                # The tasks' rarest window (logit-normal, shift 3, high) accepts one draw in eleven.
+                u = self.draw_position(self.density or first.density, 64, *(generators[n] for n in members))
+                sigmas = sigma_table(self.shift or first.shift, self.table)
+                drawn = sigmas[(u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1)]
+                inside = self.in_window(drawn, expert)
+                values = drawn.gather(1, inside.int().argmax(1, keepdim=True)).squeeze(1)  # each one's first inside
+                accepted = zip(members, values.tolist(), inside.any(1).tolist(), strict=True)
+                found.update((n, value) for n, value, ok in accepted if ok)
+        else:
+            self._refuse(tasks[left[0]], expert)
+        return [found[n] for n in range(len(tasks))]
+
+    def _refuse(self, task: Task, expert: Expert) -> NoReturn:
         raise ConfigError(
             f"no timestep of task {task.name} falls to the {expert}-noise expert",
             where="model.init_args.noise",
-            why=f"shift {self.shift or task.shift} and the {density} density hardly reach its side of {self.boundary}",
+            why=f"shift {self.shift or task.shift} and the {self.density or task.density} density hardly reach its "
+            f"side of {self.boundary}",
             fix="choose a larger shift for the high-noise expert, a smaller one for the low-noise expert",
         )
 
 
-def add_noise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """``(1 - sigma) x0 + sigma eps``."""
+def add_noise(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+    """``(1 - sigma) x0 + sigma eps``; a tensor of sigmas has to broadcast."""
     return (1 - sigma) * x0 + sigma * noise
 
 
@@ -130,4 +148,6 @@ def velocity_losses(predicted: Tensor, velocity: Tensor, lengths: Sequence[int])
         ``[targets]`` fp32. Averaging them weighs targets alike, whatever their size, as the released trainer does.
     """
     error = (predicted.float() - velocity.float()).square().mean(-1)
-    return torch.stack([part.mean() for part in error.split(list(lengths))])
+    runs = [(length, len(list(same))) for length, same in groupby(lengths)]  # neighbours of equal lengths share a call
+    parts = error.split([length * count for length, count in runs])
+    return torch.cat([part.view(count, length).mean(1) for part, (length, count) in zip(parts, runs, strict=True)])

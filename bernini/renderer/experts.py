@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert
 from bernini.pretrained import load_pretrained
+from bernini.renderer.segments import SegmentEncoding
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 FOLDERS = {"high": "transformer", "single": "transformer", "low": "transformer_2"}
@@ -27,6 +29,7 @@ class Architecture:
         text_dim: Width of the text features.
         freq_dim: Width of the sinusoidal timestep embedding.
         in_channels: Channels of the latent.
+        segment_encoding: How sources are told apart; anything but ``sa3d`` is an experiment that only this class knows.
     """
 
     num_layers: int = 40
@@ -36,10 +39,18 @@ class Architecture:
     text_dim: int = 4096
     freq_dim: int = 256
     in_channels: int = 16
+    segment_encoding: SegmentEncoding = "sa3d"
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the transformer's constructor; under ``sa3d`` they are those of diffusers' class too."""
+        arguments = asdict(self) | {"out_channels": self.in_channels}
+        if self.segment_encoding == "sa3d":
+            del arguments["segment_encoding"]
+        return arguments
 
     def build(self) -> PackedWanTransformer3DModel:
         """A transformer of this shape with random weights, on the current default device."""
-        return PackedWanTransformer3DModel(**asdict(self), out_channels=self.in_channels)
+        return PackedWanTransformer3DModel(**self.arguments())
 
 
 def load_transformer(

@@ -1,6 +1,5 @@
 """From conversations to the segments that the transformer is trained on."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError, DataError
 from bernini.flow.noise import add_noise
 from bernini.renderer.packing import PackedSample, Segment, target_patches
-from bernini.vae.codec import LatentCodec
+from bernini.stacking import map_stacked
+from bernini.vae.codec import PIXELS_AT_ONCE, LatentCodec
 
 
 @dataclass
@@ -55,13 +55,13 @@ class Dropped:
 
 
 def encode_media(codec: LatentCodec, media: Sequence[Media]) -> list[Tensor]:
-    """Posterior ``[2C, t, h, w]`` of each clip, made now unless it was prepared; equal sizes share one call.
+    """Posterior ``[2C, t, h, w]`` of each clip, made now unless it was prepared; small clips of one size share a call.
 
     Raises:
         DataError: A clip has neither pixels nor a posterior, or a posterior of another VAE.
     """
     posteriors: dict[int, Tensor] = {}
-    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    raw: list[int] = []
     for i, item in enumerate(media):
         if item.posterior is not None:
             if item.posterior.ndim != 4 or item.posterior.shape[0] != 2 * codec.channels:
@@ -73,13 +73,26 @@ def encode_media(codec: LatentCodec, media: Sequence[Media]) -> list[Tensor]:
                 )
             posteriors[i] = item.posterior
         elif item.pixels is not None:
-            by_shape[item.pixels.shape].append(i)
+            raw.append(i)
         else:
             raise DataError("a message has neither pixels nor a latent", where=item.path or "")
-    for members in by_shape.values():
-        clips = torch.stack([item.pixels for i in members if (item := media[i]).pixels is not None])
-        posteriors.update(zip(members, codec.posterior(clips), strict=True))
+    clips = [item.pixels for i in raw if (item := media[i]).pixels is not None]
+    posteriors.update(zip(raw, map_stacked(codec.posterior, clips, at_once=PIXELS_AT_ONCE), strict=True))
     return [posteriors[i] for i in range(len(media))]
+
+
+def latent_shape(codec: LatentCodec, media: Media) -> tuple[int, int, int, int]:
+    """``(C, t, h, w)`` of a clip's latent, which need not be made for this.
+
+    Raises:
+        DataError: The clip has neither pixels nor a posterior, or a size that the VAE cannot encode.
+    """
+    if media.posterior is not None:
+        _, frames, height, width = media.posterior.shape
+        return codec.channels, frames, height, width
+    if media.pixels is None:
+        raise DataError("a message has neither pixels nor a latent", where=media.path or "")
+    return codec.latent_shape(*media.pixels.shape[1:])
 
 
 @dataclass
@@ -101,38 +114,49 @@ class NoisedSample:
     padding: bool
 
 
-def noise_sample(
-    conversation: Conversation,
-    latents: Sequence[Tensor],
-    context: Tensor,
-    sigma: float,
+def noise_samples(
+    conversations: Sequence[Conversation],
+    latents: Sequence[Sequence[Tensor]],
+    contexts: Sequence[Tensor],
+    sigmas: Sequence[float],
     patch: tuple[int, int, int],
-    generator: torch.Generator,
-) -> NoisedSample:
-    """Noise the targets of a sample and number its sources.
+    generators: Sequence[torch.Generator],
+) -> list[NoisedSample]:
+    """Noise the targets of samples and number their sources.
 
     Args:
-        conversation: The sample; its dropped sources are gone already, so that ids are compact.
-        latents: ``[C, T, H, W]`` normalised latent of each visual message, in order.
-        context: ``[rows, text_dim]``.
-        sigma: Noise level.
+        conversations: The samples; dropped sources are gone already, so that ids are compact.
+        latents: For each sample, the normalised latent ``[C, T, H, W]`` of each visual message, in order.
+        contexts: ``[rows, text_dim]`` of each sample.
+        sigmas: Noise level of each sample.
         patch: Patch size of the model.
-        generator: Generator of the noise, on the latents' device.
+        generators: Generator of each sample's noise, on the latents' device.
     """
-    visual = [m for m in conversation.messages if m.is_image or m.is_video]
-    conditions, targets, velocity, source_id = [], [], [], 0
-    for message, x0 in zip(visual, latents, strict=True):
-        if message.is_target:
-            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-            targets.append(Segment(add_noise(x0, noise, sigma), 0))
-            velocity.append(target_patches(noise - x0, patch))
-        else:
-            source_id += 1
-            conditions.append(Segment(x0, source_id))
-    return NoisedSample(
-        PackedSample(conditions + targets, context, 1000 * sigma),
-        velocity,
-        sigma,
-        task=conversation.spec.name,
-        padding=bool(conversation.info.get("padding")),
-    )
+    device = contexts[0].device
+    drawn = [
+        (x0, torch.randn(x0.shape, generator=generator, device=device), level)
+        for sample, own, level, generator in zip(
+            conversations, latents, torch.tensor(sigmas, device=device).unbind(), generators, strict=True
+        )
+        for message, x0 in zip(sample.visual, own, strict=True)
+        if message.is_target
+    ]
+    clean, noise, level = ([*column] for column in zip(*drawn, strict=True))
+    noised = iter(map_stacked(lambda x0, eps, s: add_noise(x0, eps, s.view(-1, 1, 1, 1, 1)), clean, noise, level))
+    velocities = iter(map_stacked(lambda x0, eps: target_patches(eps - x0, patch), clean, noise))
+
+    found = []
+    for sample, own, context, sigma in zip(conversations, latents, contexts, sigmas, strict=True):
+        conditions = [x0 for message, x0 in zip(sample.visual, own, strict=True) if not message.is_target]
+        segments = [Segment(x0, number) for number, x0 in enumerate(conditions, 1)]
+        targets = [Segment(next(noised), 0) for _ in sample.targets]
+        found.append(
+            NoisedSample(
+                PackedSample(segments + targets, context, 1000 * sigma),
+                [next(velocities) for _ in targets],
+                sigma,
+                task=sample.spec.name,
+                padding=bool(sample.info.get("padding")),
+            )
+        )
+    return found

@@ -1,6 +1,7 @@
 """RendererModule: data -> noise -> model -> loss, and sampling."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,22 +12,23 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from bernini.conversation import Batch, Conversation
+from bernini.conversation import Batch, Conversation, Media, Message
 from bernini.errors import CheckpointError, ConfigError
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
 from bernini.optimizing import ConfiguredOptimizer
 from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.experts import Architecture, Experts, load_transformer
-from bernini.renderer.latents import DropoutConfig, NoisedSample, encode_media, noise_sample
+from bernini.renderer.latents import DropoutConfig, NoisedSample, encode_media, latent_shape, noise_samples
 from bernini.renderer.lora import LoRAConfig, add_lora, load_lora
 from bernini.renderer.losses import LossTable
 from bernini.renderer.packing import pack, pad_context
 from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
 from bernini.renderer.sharding import shard
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.stacking import map_stacked
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
 from bernini.text.prompt import renderer_text
-from bernini.vae.codec import LatentCodec
+from bernini.vae.codec import LATENTS_AT_ONCE, LatentCodec
 
 
 @dataclass
@@ -120,6 +122,7 @@ class RendererModule(ConfiguredOptimizer):
         dtype = getattr(torch, frozen_dtype)
         self._frozen: dict[str, Any] = {
             "dtype": dtype,
+            "device": torch.device("cpu"),
             "codec": LatentCodec.from_pretrained(vae, dtype),
             "features": TextFeatures(text.encoder, text.table, dtype),
         }
@@ -165,12 +168,19 @@ class RendererModule(ConfiguredOptimizer):
     @property
     def codec(self) -> LatentCodec:
         """The frozen VAE, on the module's device."""
-        return self._frozen["codec"].to(self.device)
+        return self._helper("codec")
 
     @property
     def features(self) -> TextFeatures:
         """The frozen text encoder and its tables, on the module's device."""
-        return self._frozen["features"].to(self.device)
+        return self._helper("features")
+
+    def _helper(self, name: Literal["codec", "features"]) -> Any:
+        if self._frozen["device"] != self.device:  # to look through all weights in every step would take milliseconds
+            for helper in ("codec", "features"):
+                self._frozen[helper].to(self.device)
+            self._frozen["device"] = self.device
+        return self._frozen[name]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only trained tensors of a LoRA."""
@@ -197,18 +207,45 @@ class RendererModule(ConfiguredOptimizer):
 
     # -- training --------------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Begin to gather losses, too."""
+        super().on_train_start()
+        self._trained = LossTable(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward; the loss weighs every target alike."""
         key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
         first = self._data_rank() * len(batch)  # so that a sample's draws do not depend on the number of ranks
-        torch.manual_seed(_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
+        torch.manual_seed(draw_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
         loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
-        for name, value in {**table.means(), "loss": loss}.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
+        self._trained += table
+        self.log("train/loss", table.means()["loss"], prog_bar=True, logger=False, batch_size=len(batch))
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every ``log_every_n_steps`` steps, log means over all targets of all ranks since the last time.
+
+        The loggers get ``train/loss`` and its parts from here: Lightning would log one rank's last step, and repeat the
+        last loss of a task that has not come up since.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            means = {f"train/{name}": value.item() for name, value in self._trained_means().items()}
+            for logger in self.loggers:
+                logger.log_metrics({**means, "epoch": self.current_epoch}, self.global_step)
+                logger.save()
+
+    def _trained_means(self) -> dict[str, Tensor]:
+        """Mean losses of training since the last call, of all ranks."""
+        table, self._trained = self._trained, LossTable(self.device)
+        return table.over_ranks(self.trainer.strategy).means()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The loss under noise that is the same at every validation, so that its curve can be read."""
+        """The loss under noise that is the same at every validation and, whatever `noise` is, in every run.
+
+        Each task has its own shift and density, so that ``val/loss`` compares runs that train under different ones; the
+        expert and ``noise.boundary`` still decide which noise levels are measured.
+        """
         self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
 
     def on_validation_epoch_start(self) -> None:
@@ -232,7 +269,7 @@ class RendererModule(ConfiguredOptimizer):
         Args:
             samples: Conversations with targets, of any tasks and sizes.
             keys: What the randomness of each sample depends on, besides the seed.
-            train: Whether conditions are dropped.
+            train: Whether conditions are dropped and noise is as configured, or the tasks' own as in validation.
 
         Returns:
             The loss, for ``both`` the sum of the experts' losses, and the losses of all targets.
@@ -243,15 +280,14 @@ class RendererModule(ConfiguredOptimizer):
             samples = [self._drop(s, host) for s, (host, _) in zip(samples, draws, strict=True)]
         latents = self._latents(samples, [device for _, device in draws])
         contexts = self._contexts(samples)
+        noise = self.noise if train else self.noise.tasks_own()
         total, table = torch.zeros((), device=self.device), LossTable(self.device)
         for name, model in self.renderer.models.items():
             expert: Expert = self._experts()[name] or "single"
-            noised = [
-                noise_sample(
-                    sample, latent, context, self.noise.draw_sigma(sample.spec, expert, host), model.patch, device
-                )
-                for sample, latent, context, (host, device) in zip(samples, latents, contexts, draws, strict=True)
-            ]
+            sigmas = noise.draw_sigmas([s.spec for s in samples], expert, [host for host, _ in draws])
+            noised = noise_samples(samples, latents, contexts, sigmas, model.patch, [device for _, device in draws])
+            # Neighbours of equal lengths share one call of attention.
+            noised.sort(key=lambda one: [math.prod(s.latent.shape) for s in one.packed.segments])
             loss = self._velocity_loss(model, noised)
             total = total + loss.mean()
             table.add(noised, loss.detach())
@@ -272,15 +308,15 @@ class RendererModule(ConfiguredOptimizer):
 
     def _latents(self, samples: Sequence[Conversation], generators: Sequence[torch.Generator]) -> list[list[Tensor]]:
         """Sampled, normalised latents of all visual messages."""
-        codec = self.codec
-        posteriors = iter(encode_media(codec, [m for s in samples for m in s.media()]))
-
-        def draw(posterior: Tensor, generator: torch.Generator) -> Tensor:
-            shape = (codec.channels, *posterior.shape[1:])
-            noise = torch.randn(shape, generator=generator, device=posterior.device)
-            return codec.normalize(posterior, noise)[:, : self.max_latent_frames]
-
-        return [[draw(next(posteriors), g) for _ in s.media()] for s, g in zip(samples, generators, strict=True)]
+        codec, device = self.codec, self.device
+        posteriors = encode_media(codec, [m for s in samples for m in s.media()])
+        owners = [g for s, g in zip(samples, generators, strict=True) for _ in s.media()]
+        noise = [
+            torch.randn((codec.channels, *p.shape[1:]), generator=g, device=device)
+            for p, g in zip(posteriors, owners, strict=True)
+        ]
+        latents = iter(map_stacked(codec.normalize, posteriors, noise))
+        return [[next(latents)[:, : self.max_latent_frames] for _ in s.media()] for s in samples]
 
     def _contexts(self, samples: Sequence[Conversation]) -> list[Tensor]:
         """Text context ``[rows, dim]`` of each sample: prepared features, else the text's."""
@@ -291,7 +327,7 @@ class RendererModule(ConfiguredOptimizer):
 
     def _generators(self, key: tuple[str | int, ...]) -> tuple[torch.Generator, torch.Generator]:
         """A host generator for choices that shape the batch, and a device generator for noise."""
-        seed = _seed(self.seed, *key)
+        seed = draw_seed(self.seed, *key)
         return torch.Generator("cpu").manual_seed(seed), torch.Generator(self.device).manual_seed(seed)
 
     @property
@@ -309,53 +345,74 @@ class RendererModule(ConfiguredOptimizer):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Sample what each conversation asks for; padding is sampled too, as a sharded model needs all ranks."""
-        made = self.sample(batch.samples, first_seed=self.sampling.seed + batch.cursor.get("sample", 0))
+        first = self.sampling.seed + batch.cursor.get("sample", 0)
+        made = self.sample(batch.samples, range(first, first + len(batch)))
         return [p for p in made if not p.conversation.info.get("padding")]
 
     @torch.no_grad()
     def sample(
-        self, conversations: Sequence[Conversation], first_seed: int | None = None, progress: Progress | None = None
+        self,
+        conversations: Sequence[Conversation],
+        seeds: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> list[Prediction]:
-        """Sample clips.
+        """Sample clips; but for rounding, none depends on what else is in the batch.
 
         A target in the conversation only gives the size, except for a lone low-noise expert, which starts from it.
 
         Args:
             conversations: What to make; sources may be pixels or prepared latents.
-            first_seed: Seed of the first clip, ``sampling.seed`` if not given; the others count on from it.
+            seeds: Seed of each clip's noise; counted on from ``sampling.seed`` if not given.
             progress: Called with steps done and steps in all.
         """
         if not conversations:
             return []
-        seed = self.sampling.seed if first_seed is None else first_seed
+        if seeds is None:
+            seeds = range(self.sampling.seed, self.sampling.seed + len(conversations))
         negative = self.features([self.sampling.negative_prompt], self.device)[0]
         negative = pad_context(negative.float(), self.text.rows)
-        contexts = self._contexts(conversations)
+        shown = [self._shown(c.check(targets=False)) for c in conversations]
+        posteriors = encode_media(self.codec, [m.media or Media() for messages in shown for m in messages])
+        latents = iter(map_stacked(self.codec.normalize, posteriors))
         requests = [
-            self._request(c, context, negative, seed + i)
-            for i, (c, context) in enumerate(zip(conversations, contexts, strict=True))
+            self._request(c, [(m, next(latents)) for m in messages], context, negative, seed)
+            for c, messages, context, seed in zip(
+                conversations, shown, self._contexts(conversations), seeds, strict=True
+            )
         ]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            latents = render(self.renderer, requests, self.sampling, progress)
-        return [Prediction(c, self.codec.decode(x)) for c, x in zip(conversations, latents, strict=True)]
+            rendered = render(self.renderer, requests, self.sampling, progress)
+        clips = map_stacked(self.codec.decode, rendered, at_once=LATENTS_AT_ONCE)
+        return [Prediction(c, pixels) for c, pixels in zip(conversations, clips, strict=True)]
 
-    def _request(self, conversation: Conversation, positive: Tensor, negative: Tensor, seed: int) -> RenderRequest:
-        codec = self.codec
-        conversation.check(targets=False)
-        encoded = [codec.normalize(p) for p in encode_media(codec, list(conversation.media()))]
-        visual = [m for m in conversation.messages if m.media is not None]
-        sources = [Source(x, m.is_video) for m, x in zip(visual, encoded, strict=True) if not m.is_target]
-        truth = next((x for m, x in zip(visual, encoded, strict=True) if m.is_target), None)
-        clips = [s.latent for s in sources if s.is_video] or [s.latent for s in sources if conversation.task == "i2i"]
-        if truth is not None or clips:
-            channels, frames, height, width = (clips[0] if truth is None else truth).shape
-            shape = (channels, frames, height, width)
-        else:
-            length = 1 if conversation.spec.target == "image" else self.sampling.frames
-            shape = codec.latent_shape(length, self.sampling.height, self.sampling.width)
+    def _shown(self, conversation: Conversation) -> list[Message]:
+        """Messages whose latents sampling needs."""
+        starts_low = self.renderer.transformer is None
+        return [m for m in conversation.visual if not m.is_target or (starts_low and m.media)]
+
+    def _request(
+        self,
+        conversation: Conversation,
+        latents: Sequence[tuple[Message, Tensor]],
+        positive: Tensor,
+        negative: Tensor,
+        seed: int,
+    ) -> RenderRequest:
+        sources = [Source(x, m.is_video) for m, x in latents if not m.is_target]
+        truth = next((x for m, x in latents if m.is_target), None)
         mode = self.sampling.mode or conversation.spec.guidance
-        return RenderRequest(shape, sources, positive, negative, mode, seed, truth)
+        return RenderRequest(self._latent_shape(conversation), sources, positive, negative, mode, seed, truth)
+
+    def _latent_shape(self, conversation: Conversation) -> tuple[int, int, int, int]:
+        """``(C, T, H, W)`` of what is to be sampled: as the target, else as the source to be edited, else as set."""
+        edited = [m for m in conversation.sources if m.is_video or conversation.task == "i2i"]
+        media = next((m.media for m in [*conversation.targets, *edited] if m.media), None)
+        if media is None:
+            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
+            return self.codec.latent_shape(frames, self.sampling.height, self.sampling.width)
+        return latent_shape(self.codec, media)
 
 
-def _seed(*key: str | int) -> int:
+def draw_seed(*key: str | int) -> int:
+    """A seed that is a function of a key, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1

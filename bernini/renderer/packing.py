@@ -1,13 +1,16 @@
 """Samples of any tasks and sizes laid end to end in one sequence, without padding."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bernini.errors import DataError
+from bernini.stacking import map_stacked
 
 
 @dataclass
@@ -40,7 +43,7 @@ class PackedSample:
 
     segments: list[Segment]
     context: Tensor
-    timestep: float | Tensor
+    timestep: float
 
 
 @dataclass(frozen=True)
@@ -77,35 +80,44 @@ class Pack:
         return self.patches.shape[0]
 
 
-def patchify(latent: Tensor, patch: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
-    """Cut a latent into patches.
-
-    Args:
-        latent: ``[C, T, H, W]``.
-        patch: Patch size (pt, ph, pw).
-
-    Returns:
-        ``[T/pt * H/ph * W/pw, C * pt * ph * pw]`` and the grid.
+def grid_of(latent: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Patches (T, H, W) of a latent ``[..., C, T, H, W]``.
 
     Raises:
         DataError: The latent is not a multiple of the patch.
     """
-    if latent.ndim != 4 or any(size % p or not size for size, p in zip(latent.shape[1:], patch, strict=True)):
+    if latent.ndim < 4 or any(size % p or not size for size, p in zip(latent.shape[-3:], patch, strict=True)):
         raise DataError(
             f"a latent of shape {list(latent.shape)} cannot be cut into patches of {list(patch)}",
             why="the model wants [channels, frames, height, width] in multiples of the patch",
             fix="prepare clips with sizes that are multiples of 16 pixels",
         )
-    grid = tuple(size // p for size, p in zip(latent.shape[1:], patch, strict=True))
-    (t, h, w), (pt, ph, pw) = grid, patch
-    cut = latent.reshape(-1, t, pt, h, ph, w, pw).permute(1, 3, 5, 0, 2, 4, 6)
-    return cut.reshape(t * h * w, -1), (t, h, w)
+    t, h, w = (size // p for size, p in zip(latent.shape[-3:], patch, strict=True))
+    return t, h, w
 
 
-def target_patches(latent: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Cut a latent as the model writes its output: ``[tokens, pt * ph * pw * C]``, channel fastest."""
-    rows, _ = patchify(latent, patch)
-    return rows.unflatten(-1, (latent.shape[0], -1)).transpose(-1, -2).flatten(-2)
+def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cut latents into patches.
+
+    Args:
+        latents: ``[..., C, T, H, W]``.
+        patch: Patch size (pt, ph, pw).
+
+    Returns:
+        ``[..., T/pt * H/ph * W/pw, C * pt * ph * pw]``, channel slowest.
+
+    Raises:
+        DataError: The latents are not a multiple of the patch.
+    """
+    (t, h, w), (pt, ph, pw) = grid_of(latents, patch), patch
+    batch, channels = latents.shape[:-4], latents.shape[-4]
+    cut = latents.reshape(-1, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return cut.reshape(*batch, t * h * w, -1)
+
+
+def target_patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cut latents as the model writes its output: ``[..., tokens, pt * ph * pw * C]``, channel fastest."""
+    return patchify(latents, patch).unflatten(-1, (latents.shape[-4], -1)).transpose(-1, -2).flatten(-2)
 
 
 def unpatchify(rows: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:
@@ -141,33 +153,31 @@ def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
     if not samples or not all(s.segments for s in samples):
         raise DataError("nothing to pack", why="a pack needs samples, and each sample a segment")
     device = samples[0].context.device
-    patches, table, targets, target_lengths, target_grids, token_lengths = [], [], [], [], [], []
+    table, targets, target_grids, token_lengths = [], [], [], []
     start = 0
     for sample in samples:
         first = start
         for segment in sample.segments:
-            rows, grid = patchify(segment.latent, patch)
-            patches.append(rows)
+            grid = grid_of(segment.latent, patch)
+            tokens = math.prod(grid)
             table.append((start, *grid, segment.source_id))
             if segment.is_target:
-                targets.append(range(start, start + len(rows)))
-                target_lengths.append(len(rows))
+                targets.append(np.arange(start, start + tokens))
                 target_grids.append(grid)
-            start += len(rows)
+            start += tokens
         token_lengths.append(start - first)
-    lengths = torch.tensor(token_lengths, device=device)
+    latents = [segment.latent for sample in samples for segment in sample.segments]
+    target_index = np.concatenate(targets) if targets else np.empty(0, np.int64)
     return Pack(
-        patches=torch.cat(patches),
+        patches=torch.cat(map_stacked(lambda stacked: patchify(stacked, patch), latents)),
         segments=torch.tensor(table, dtype=torch.float32, device=device),
-        sample_index=torch.repeat_interleave(torch.arange(len(samples), device=device), lengths, output_size=start),
-        target_index=torch.cat([torch.arange(r.start, r.stop, device=device) for r in targets])
-        if targets
-        else torch.empty(0, dtype=torch.long, device=device),
-        timesteps=torch.stack([torch.as_tensor(s.timestep, dtype=torch.float32, device=device) for s in samples]),
+        sample_index=torch.from_numpy(np.repeat(np.arange(len(samples)), token_lengths)).to(device),
+        target_index=torch.from_numpy(target_index).to(device),
+        timesteps=torch.tensor([sample.timestep for sample in samples], dtype=torch.float32, device=device),
         context=torch.cat([s.context for s in samples]),
         token_lengths=tuple(token_lengths),
         context_lengths=tuple(s.context.shape[0] for s in samples),
-        target_lengths=tuple(target_lengths),
+        target_lengths=tuple(map(len, targets)),
         target_grids=tuple(target_grids),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from bernini.flow.noise import add_noise
 from bernini.flow.solvers import SOLVERS, Solver, SolverName
 from bernini.renderer.experts import Experts
 from bernini.renderer.packing import PackedSample, Segment, interpolate_ids, pack, unpatchify
+
+BeyondTrained = Literal["interpolate", "extend"]
+
+
+def source_ids(count: int, beyond_trained: BeyondTrained) -> list[float]:
+    """Ids of ``count`` sources: 1, 2, 3, ..., and for more than five as ``SamplingConfig.beyond_trained`` says."""
+    return interpolate_ids(count) if beyond_trained == "interpolate" else [float(i + 1) for i in range(count)]
 
 
 @dataclass
@@ -31,6 +39,8 @@ class SamplingConfig:
         seed: Seed of the noise; sample ``i`` of a run uses ``seed + i``.
         negative_prompt: Text of the negative arms; it gets no task sentence.
         max_pack: Most samples in one forward; arms of several clips share a pack.
+        beyond_trained: Ids of more sources than the five that were trained: ``interpolate`` squeezes all of them into
+            1..5, ``extend`` goes on with 6, 7, ...
     """
 
     steps: int = 40
@@ -45,6 +55,7 @@ class SamplingConfig:
     seed: int = 42
     negative_prompt: str = ""
     max_pack: int = 64
+    beyond_trained: BeyondTrained = "interpolate"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.max_pack < 1:
@@ -93,7 +104,7 @@ class RenderRequest:
         generator = torch.Generator("cpu").manual_seed(self.seed)
         return torch.randn((1, *self.shape), generator=generator)[0].to(self.positive.device)
 
-    def segments(self, sources: Sources) -> list[Segment]:
+    def segments(self, sources: Sources, beyond_trained: BeyondTrained = "interpolate") -> list[Segment]:
         """Conditions that an arm sees, with their source ids.
 
         Clips are numbered before images; a subset of both keeps the ids of the whole, images alone have their own.
@@ -106,7 +117,7 @@ class RenderRequest:
             chosen = images
         else:
             chosen = videos + images
-        ids = interpolate_ids(len(chosen))
+        ids = source_ids(len(chosen), beyond_trained)
         if sources == "first_video":
             chosen = videos[:1]
         return [Segment(s.latent, i) for s, i in zip(chosen, ids, strict=False)]
@@ -120,13 +131,18 @@ class _Trajectory:
     guide: Guide
     solver: Solver
     x: Tensor
+    beyond_trained: BeyondTrained
     velocities: dict[Arm, Tensor] = field(default_factory=dict)
+
+    def segments(self, arm: Arm) -> list[Segment]:
+        """Conditions that an arm sees."""
+        return self.request.segments(arm.sources, self.beyond_trained)
 
     def distinct(self, low: bool) -> dict[tuple, list[Arm]]:
         """Arms grouped by what the model would see: arms that differ in name only run once."""
         groups: dict[tuple, list[Arm]] = {}
         for arm in self.guide.arms(low):
-            seen = tuple((id(s.latent), s.source_id) for s in self.request.segments(arm.sources))
+            seen = tuple((id(s.latent), s.source_id) for s in self.segments(arm))
             groups.setdefault((seen, arm.text), []).append(arm)
         return groups
 
@@ -197,7 +213,8 @@ def _start(request: RenderRequest, config: SamplingConfig, first: int, sigma: fl
             )
         x = add_noise(request.truth.float(), x, sigma)
     solver = SOLVERS[config.solver](config.steps, config.shift, first)
-    return _Trajectory(request, Guide(get_mode(request.mode), config.omegas, config.apg), solver, x)
+    guide = Guide(get_mode(request.mode), config.omegas, config.apg)
+    return _Trajectory(request, guide, solver, x, config.beyond_trained)
 
 
 def _predict(experts: Experts, trajectories: list[_Trajectory], timestep: int, low: bool, max_pack: int) -> None:
@@ -214,4 +231,4 @@ def _predict(experts: Experts, trajectories: list[_Trajectory], timestep: int, l
 
 def _sample(one: _Trajectory, arm: Arm, timestep: int) -> PackedSample:
     context = one.request.positive if arm.text == "positive" else one.request.negative
-    return PackedSample([*one.request.segments(arm.sources), Segment(one.x, 0)], context, timestep)
+    return PackedSample([*one.segments(arm), Segment(one.x, 0)], context, timestep)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,10 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bernini.errors import ConfigError
 from bernini.renderer.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.renderer.packing import Pack
+from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 
 
@@ -85,6 +87,13 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     ``from_pretrained`` reads any Wan or Bernini-R ``transformer`` folder, ``save_pretrained`` writes one that diffusers
     loads. With one sample of one segment of source id 0 it computes what diffusers' model computes.
 
+    Args:
+        *args: As ``WanTransformer3DModel``.
+        segment_encoding: How tokens are told which segment they belong to: ``sa3d`` rotates them by its source id, as
+            the released models do; ``plain`` is Wan's 3D RoPE, blind to ids; ``embedding`` adds a learned vector per id
+            to that. Only models other than ``sa3d`` name it in their ``config.json``; diffusers has none of these.
+        **kwargs: As ``WanTransformer3DModel``.
+
     Attributes:
         attention: Attention backend, ``auto`` unless set.
     """
@@ -94,10 +103,24 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     attention: AttentionBackend = "auto"
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, segment_encoding: SegmentEncoding = "sa3d", **kwargs: Any) -> None:
+        if segment_encoding not in get_args(SegmentEncoding):
+            raise ConfigError(
+                f"unknown segment encoding {segment_encoding!r}", fix=f"one of {', '.join(get_args(SegmentEncoding))}"
+            )
         super().__init__(*args, **kwargs)
         for block in self.blocks:
             block.__class__ = PackedBlock  # same parameters, another forward
+        self.segment_encoding = segment_encoding
+        if segment_encoding != "sa3d":
+            self.register_to_config(segment_encoding=segment_encoding)
+        if segment_encoding == "embedding":
+            self.segment_embedding = SegmentEmbedding(self.patch_embedding.out_channels)
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """Keys of a ``config.json`` that reach the constructor."""
+        return WanTransformer3DModel._get_init_keys(input_class) | {"segment_encoding"}
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -126,8 +149,13 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             self_lengths = Lengths(tuple((n, n) for n in pack.token_lengths))
             cross_lengths = Lengths(tuple(zip(pack.token_lengths, pack.context_lengths, strict=True)))
 
+        table = pack.segments
+        if self.segment_encoding == "embedding":
+            x = x + self.segment_embedding(table, pack.tokens)
+        if self.segment_encoding != "sa3d":
+            table = without_ids(table)
         head_dim = self.config["attention_head_dim"]
-        segments = prepare_segments(pack.segments, pack.tokens, head_dim)
+        segments = prepare_segments(table, pack.tokens, head_dim)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         backend = resolve_backend(self.attention, x.device, dtype, head_dim)
         shared = (context, modulation, sample_index, segments, self_lengths, cross_lengths, backend)
@@ -143,7 +171,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         return self.proj_out(_modulate(self.norm_out(x.float()), scale, shift, x.dtype))
 
     def to_json_string(self) -> str:
-        """The configuration under diffusers' class name, so that diffusers loads what this class saves."""
+        """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""
         config = json.loads(super().to_json_string())
-        config["_class_name"] = WanTransformer3DModel.__name__
+        if self.segment_encoding == "sa3d":
+            config["_class_name"] = WanTransformer3DModel.__name__
         return json.dumps(config, indent=2, sort_keys=True) + "\n"

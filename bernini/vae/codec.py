@@ -21,6 +21,10 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+PIXELS_AT_ONCE, LATENTS_AT_ONCE = 2**24, 2**18
+"""Values of clips, and of latents, that share a call of the VAE: some ninety toy clips, or a single one of 480p."""
+
+
 class LatentCodec(nn.Module):
     """A frozen ``AutoencoderKLWan`` with its latent statistics.
 
@@ -67,7 +71,17 @@ class LatentCodec(nn.Module):
         return self.vae.config["scale_factor_spatial"]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """``(C, t, h, w)`` of a clip's latent."""
+        """``(C, t, h, w)`` of a clip's latent.
+
+        Raises:
+            DataError: The size does not fit the autoencoder.
+        """
+        if (frames - 1) % self.temporal or height % self.spatial or width % self.spatial:
+            raise DataError(
+                f"a clip of {frames} frames of {width}x{height} pixels does not fit the VAE",
+                why=f"it wants {self.temporal}k + 1 frames and sides that are multiples of {self.spatial}",
+                fix="let `bernini prepare` resize and cut the clips, and set sampling.frames, height and width so",
+            )
         return self.channels, (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
 
     @torch.no_grad()
@@ -83,13 +97,7 @@ class LatentCodec(nn.Module):
         Raises:
             DataError: The size does not fit the autoencoder.
         """
-        frames, height, width = pixels.shape[-3:]
-        if (frames - 1) % self.temporal or height % self.spatial or width % self.spatial:
-            raise DataError(
-                f"a clip of {frames} frames of {width}x{height} pixels cannot be encoded",
-                why=f"the VAE wants {self.temporal}k + 1 frames and sides that are multiples of {self.spatial}",
-                fix="let `bernini prepare` resize and cut the clips",
-            )
+        self.latent_shape(*pixels.shape[-3:])
         batched = pixels if pixels.ndim == 5 else pixels[None]
         out = self.vae.encode(to_unit(batched).to(self.vae.dtype)).latent_dist.parameters.float()
         return out if pixels.ndim == 5 else out[0]
@@ -98,21 +106,23 @@ class LatentCodec(nn.Module):
         """A normalised latent from posterior parameters.
 
         Args:
-            posterior: ``[2C, t, h, w]``.
+            posterior: ``[2C, t, h, w]``, or with a batch.
             noise: ``[C, t, h, w]`` standard normal, for a sample as in training; the mode, as in inference, without.
 
         Returns:
-            ``[C, t, h, w]`` fp32.
+            ``[C, t, h, w]`` fp32, or with a batch.
         """
-        mean, logvar = posterior.float().chunk(2)
+        mean, logvar = posterior.float().chunk(2, dim=-4)
         latent = mean if noise is None else mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
         return (latent - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Decode a normalised latent ``[C, t, h, w]`` into ``[3, T, H, W]`` uint8 pixels."""
-        raw = latent.float() * self.std + self.mean
-        return to_uint8(self.vae.decode(raw[None].to(self.vae.dtype)).sample[0])
+        """Decode a normalised latent ``[C, t, h, w]``, or with a batch, into ``[3, T, H, W]`` uint8 pixels."""
+        raw = (latent.float() * self.std + self.mean).to(self.vae.dtype)
+        batched = raw if raw.ndim == 5 else raw[None]
+        pixels = to_uint8(self.vae.decode(batched).sample)
+        return pixels if raw.ndim == 5 else pixels[0]
 
 
 def latent_statistics(posteriors: Sequence[Tensor]) -> tuple[list[float], list[float]]:

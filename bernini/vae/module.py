@@ -1,12 +1,12 @@
 """VAEModule: trains a Wan video autoencoder from scratch."""
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,8 +16,13 @@ from bernini.conversation import Batch
 from bernini.errors import ConfigError, DataError
 from bernini.optimizing import ConfiguredOptimizer
 from bernini.vae.codec import LatentCodec, latent_statistics, to_unit
+from bernini.vae.whole import decode, encode, for_whole_clips
 
 INITIAL_LOGVAR = -6.0  # of the latents' noise; at 0 it would drown what the encoder has to say
+
+
+PARTS = ("loss", "l1", "squared", "kl", "psnr")
+"""What a step measures: the loss, its parts without their weights, and the PSNR in dB."""
 
 
 @dataclass
@@ -132,30 +137,39 @@ class VAELoss:
         return {"loss": l1 + self.squared * squared + self.kl * kl, "l1": l1, "squared": squared, "kl": kl}
 
 
-def decode_unclamped(vae: AutoencoderKLWan, latent: Tensor) -> Tensor:
-    """``vae.decode`` without its clamp to [-1, 1], beyond which no gradient would call a pixel back.
-
-    Args:
-        vae: The autoencoder.
-        latent: ``[B, C, t, h, w]``.
-
-    Returns:
-        ``[B, 3, T, H, W]``.
-    """
-    chunks: list[Tensor] = []
-    hook = vae.decoder.register_forward_hook(lambda module, args, output: chunks.append(output))
-    try:
-        vae.decode(latent)
-    finally:
-        hook.remove()
-    decoded, patch = torch.cat(chunks, dim=2), vae.config["patch_size"]
-    return unpatchify(decoded, patch_size=patch) if patch else decoded
-
-
 def psnr(clips: Tensor, decoded: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each clip in dB, ``[B]``, for ``[B, 3, T, H, W]`` in [-1, 1]."""
     error = (decoded.float() - clips).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
+
+
+class TrainingPass(nn.Module):
+    """Encode, draw latents, decode and compare: all that is repeated in every step.
+
+    Args:
+        vae: The autoencoder, from `for_whole_clips`.
+        loss: Weights of the loss.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, loss: VAELoss) -> None:
+        super().__init__()
+        self.vae, self.loss = vae, loss
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Compare clips with what comes out.
+
+        Args:
+            pixels: ``[B, 3, T, H, W]`` uint8.
+            noise: ``[B, C, t, h, w]`` standard normal.
+
+        Returns:
+            The scalars `PARTS`, and the posteriors' parameters ``[B, 2C, t, h, w]``.
+        """
+        clips = to_unit(pixels)
+        posterior = encode(self.vae, clips)
+        decoded = decode(self.vae, posterior.mean + posterior.std * noise)
+        parts = self.loss(clips, decoded, posterior) | {"psnr": psnr(clips, decoded.detach()).mean()}
+        return *(parts[name] for name in PARTS), posterior.parameters.detach().float()
 
 
 class VAEModule(ConfiguredOptimizer):
@@ -171,6 +185,9 @@ class VAEModule(ConfiguredOptimizer):
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
         statistics: Clips, the last ones trained on, whose latents the statistics are measured on.
         dtype: Dtype of the written weights.
+        channels_last: Keep channels innermost in memory.
+        cuda_graphs: Record the pass over each shape of batch as a CUDA graph: launches of small kernels cost more than
+            they do.
         seed: Seed of the latents' noise.
 
     Raises:
@@ -188,6 +205,8 @@ class VAEModule(ConfiguredOptimizer):
         lr_scheduler: LRSchedulerCallable | None = None,
         statistics: int = 2048,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        channels_last: bool = False,
+        cuda_graphs: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -201,8 +220,15 @@ class VAEModule(ConfiguredOptimizer):
                 where="model.init_args",
                 fix="set init_from to train from weights, or architecture to train from scratch",
             )
+        for_whole_clips(self.vae)
+        if channels_last:
+            for module in self.vae.modules():
+                if isinstance(module, nn.Conv2d | nn.Conv3d):
+                    nested = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                    module.weight.data = module.weight.data.contiguous(memory_format=nested)
         self.output, self.loss, self.optimizer, self.lr_scheduler = output, loss, optimizer, lr_scheduler
-        self.weights_dtype, self.seed = getattr(torch, dtype), seed
+        self.weights_dtype, self.seed, self.cuda_graphs = getattr(torch, dtype), seed, cuda_graphs
+        self._passes: dict[torch.Size, Callable[..., tuple[Tensor, ...]]] = {}
         self._posteriors: deque[Tensor] = deque(maxlen=statistics)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -213,23 +239,34 @@ class VAEModule(ConfiguredOptimizer):
         count = sum(map(len, groups))
         total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for pixels in groups:
-            clips = to_unit(pixels)
-            posterior = self.vae.encode(clips).latent_dist
-            decoded = decode_unclamped(self.vae, posterior.sample(generator))
-            parts = self.loss(clips, decoded, posterior) | {"psnr": psnr(clips, decoded).mean()}
-            for name, value in parts.items():
+            noise = torch.randn(self._latent_shape(pixels), generator=generator, device=self.device)
+            *parts, posterior = self._pass(pixels, noise)(pixels, noise)
+            for name, value in zip(PARTS, parts, strict=True):
                 total[name] = total[name] + value * (len(pixels) / count)
-            self._posteriors.extend(posterior.parameters.detach().float())
+            self._posteriors.extend(posterior.clone())  # a graph will write over it
         self.log_dict(
             {f"train/{name}": value.detach() for name, value in total.items()}, prog_bar=True, batch_size=count
         )
         return total["loss"]
 
+    def _pass(self, pixels: Tensor, noise: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        if pixels.shape not in self._passes:
+            one = TrainingPass(self.vae, self.loss)
+            graph = self.cuda_graphs and self.device.type == "cuda"
+            made = torch.cuda.make_graphed_callables(one, (pixels, noise)) if graph else one
+            self._passes[pixels.shape] = cast(Callable[..., tuple[Tensor, ...]], made)
+        return self._passes[pixels.shape]
+
+    def _latent_shape(self, pixels: Tensor) -> tuple[int, ...]:
+        frames, height, width = pixels.shape[2:]
+        temporal, spatial = (self.vae.config[f"scale_factor_{axis}"] for axis in ("temporal", "spatial"))
+        return len(pixels), self.vae.config["z_dim"], (frames - 1) // temporal + 1, height // spatial, width // spatial
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """PSNR of the most likely latents, decoded."""
         for pixels in stack_media(batch):
             clips = to_unit(pixels)
-            decoded = self.vae.decode(self.vae.encode(clips).latent_dist.mode()).sample
+            decoded = decode(self.vae, encode(self.vae, clips).mode()).clamp(-1, 1)
             self.log(
                 "val/psnr",
                 psnr(clips, decoded).mean(),

@@ -67,6 +67,9 @@ EDITS: dict[str, tuple[str, ...]] = {
 }
 """Edit kinds of the tasks that change a source."""
 
+UNSEEN: dict[str, tuple[str, ...]] = {"v2v": ("statue",)}
+"""Edit kinds that are only drawn where they are named: the toy family has not seen them."""
+
 COUNTS: dict[str, tuple[int, ...]] = {"remove": (2,), "add": (1,), "move": (1,), "insert": (1,)}
 """How many things the source has, for the kinds that care; one or two for the others."""
 
@@ -105,7 +108,7 @@ def edit(kind: str, scene: Scene, rng: Generator, moving: bool = True, name: str
     """Change a scene.
 
     Args:
-        kind: A key of `CHANGES`, ``remove`` or ``add``.
+        kind: A key of `CHANGES`, ``remove``, ``add`` or ``statue``.
         scene: The source.
         rng: Draws which thing, the new value and the wording.
         moving: Whether a thing that is added may move; its motion is said then.
@@ -125,6 +128,9 @@ def edit(kind: str, scene: Scene, rng: Generator, moving: bool = True, name: str
         motion = f" that {acts(new.motion)}" if moving else ""
         text = f"{pick(rng, ('add', 'put'))} {new.looks}{motion} {where(new.place)}"
         return replace(scene, things=(*scene.things, new)), text
+    if kind == "statue":  # gold and motionless: one new word that changes three attributes
+        statue = replace(thing, colour="yellow", texture="plain", motion="still")
+        return replace(scene, things=(*others[0], statue, *others[1])), f"turn {name} into a golden statue"
     change = CHANGES[kind]
     old = getattr(scene if change.whole else thing, change.attribute)
     value = pick(rng, (value for value in change.values if value != old))

@@ -11,12 +11,13 @@ from numpy.random import Generator
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError
 from bernini.tasks import get_task
-from datamodules.toyworld.edits import COUNTS, EDITS, draw_scene, draw_thing, edit, pick
+from datamodules.toyworld.edits import COUNTS, EDITS, UNSEEN, draw_scene, draw_thing, edit, pick
 from datamodules.toyworld.render import render
-from datamodules.toyworld.scene import CORNER, OPPOSITE, Scene, Thing, acts, caption, held_out
+from datamodules.toyworld.scene import COLOURS, CORNER, OPPOSITE, SHAPES, Scene, Thing, acts, caption, held_out
 
 Split = Literal["train", "held_out"]
 FPS = 16.0
+MOST_REFERENCES = 5  # as many source ids as the released renderer was trained on
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Plan:
         """Whether names are unambiguous, an edit changes something, and the split allows every combination."""
         scenes = (self.target, *self.videos, *self.images)
         if any(len({thing.name for thing in scene.things}) < len(scene.things) for scene in scenes):
+            return False
+        portrayed = [scene.things[0].name for scene in self.images] if self.references else []
+        if len(set(portrayed)) < len(portrayed):
             return False
         if self.edit and self.target == scenes[1]:
             return False
@@ -77,11 +81,16 @@ def _from_frame(rng: Generator) -> Plan:
     return Plan(scene, text, images=(scene,))
 
 
-def _from_references(rng: Generator, moving: bool) -> Plan:
-    scene = draw_scene(rng, moving=moving)
-    numbers = tuple(range(len(scene.things)))
-    text = caption(scene, moving, [f"the thing of image{i}" for i in numbers])
-    return Plan(scene, text, images=tuple(map(portrait, scene.things)), references=numbers)
+def _from_references(rng: Generator, moving: bool, references: int | None) -> Plan:
+    shown = references or int(rng.integers(1, MOST_REFERENCES + 1))
+    scene = draw_scene(rng, (1, 2) if shown > 1 else (1,), moving=moving)
+    # The other images show things that the text does not name: which image is meant is told by its number alone.
+    others = [draw_thing(rng, "centre", moving=False) for _ in range(shown - len(scene.things))]
+    order = rng.permutation(shown).tolist()
+    pictures = [portrait([*scene.things, *others][number]) for number in order]
+    names = [f"the thing of image{order.index(number)}" for number in range(len(scene.things))]
+    text = caption(scene, moving, names)
+    return Plan(scene, text, images=tuple(pictures), references=tuple(range(len(scene.things))))
 
 
 def _source(rng: Generator, kind: str, moving: bool = True) -> Scene:
@@ -124,11 +133,11 @@ def _inserted(rng: Generator) -> Plan:
     return Plan(target, text, (scene, advert), edit="insert", references=(1,))
 
 
-def _plan(rng: Generator, task: str, kinds: Sequence[str]) -> Plan:
+def _plan(rng: Generator, task: str, kinds: Sequence[str], references: int | None) -> Plan:
     if task in ("t2i", "t2v"):
         return _from_text(rng, task == "t2v")
     if task in ("r2i", "r2v"):
-        return _from_references(rng, task == "r2v")
+        return _from_references(rng, task == "r2v", references)
     if task == "i2v":
         return _from_frame(rng)
     if task == "rv2v":
@@ -142,8 +151,9 @@ def _kinds(task: str, edits: Sequence[str] | None) -> Sequence[str]:
     possible = EDITS.get(task, ())
     if edits is None or len(possible) < 2:
         return possible
+    possible += UNSEEN.get(task, ())
     kinds = [kind for kind in possible if kind in edits]
-    if not kinds or set(edits) - {kind for kinds in EDITS.values() for kind in kinds}:
+    if not kinds or set(edits) - {kind for table in (EDITS, UNSEEN) for kinds in table.values() for kind in kinds}:
         raise ConfigError(
             f"the edit kinds {list(edits)} do not fit task {task}",
             where="edits",
@@ -163,6 +173,7 @@ def make_item(
     width: int = 64,
     split: Split = "train",
     edits: Sequence[str] | None = None,
+    references: int | None = None,
 ) -> Conversation:
     """Make one sample; the same arguments give the same sample, and size and length do not change its scenes.
 
@@ -177,7 +188,9 @@ def make_item(
         height: In pixels, at least 32.
         width: In pixels, at least 32.
         split: ``train`` or ``held_out``.
-        edits: Edit kinds to choose from, for tasks that have a choice (see `EDITS`); all by default.
+        edits: Edit kinds to choose from, for tasks that have a choice (see `EDITS` and `UNSEEN`); by default all of
+            `EDITS`.
+        references: Source images of r2i and r2v, of which the text names one or two; 1 to 5 by default.
 
     Returns:
         Source videos, source images, prompt, target, pixels ``[3, T, height, width]`` uint8, clips at 16 fps.
@@ -192,12 +205,14 @@ def make_item(
             f"there is no sample {index} of split {split!r}",
             why=f"numbers start at 0 and the splits are {', '.join(get_args(Split))}",
         )
+    if references is not None and not 1 <= references <= len(COLOURS) * len(SHAPES) // 2:
+        raise ConfigError(f"{references} reference images", why="there are 1 or more, each of another colour or shape")
     kinds = _kinds(spec.name, edits)
     digest = hashlib.sha256(f"{seed} {spec.name} {split} {index}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    plan = _plan(rng, spec.name, kinds)
+    plan = _plan(rng, spec.name, kinds, references)
     while not plan.suits(split):
-        plan = _plan(rng, spec.name, kinds)
+        plan = _plan(rng, spec.name, kinds, references)
 
     def clip(scene: Scene) -> Media:
         return Media(pixels=render(scene, frames, height, width), fps=FPS)
@@ -225,6 +240,7 @@ def items(
     width: int = 64,
     split: Split = "train",
     edits: Sequence[str] | None = None,
+    references: int | None = None,
 ) -> Iterator[Conversation]:
     """Samples of a mix of tasks, in an order that depends on nothing but the arguments.
 
@@ -238,6 +254,7 @@ def items(
         width: See there.
         split: See there.
         edits: See there; tasks without a choice are left as they are.
+        references: See there.
 
     Raises:
         ConfigError: No task has a positive part, a part is negative, or an argument does not suit `make_item`.
@@ -252,4 +269,14 @@ def items(
     for index in range(count):
         task = max(parts, key=lambda name: parts[name] / total * (index + 1) - given[name])
         given[task] += 1
-        yield make_item(task, index, seed=seed, frames=frames, height=height, width=width, split=split, edits=edits)
+        yield make_item(
+            task,
+            index,
+            seed=seed,
+            frames=frames,
+            height=height,
+            width=width,
+            split=split,
+            edits=edits,
+            references=references,
+        )

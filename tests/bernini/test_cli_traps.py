@@ -10,7 +10,7 @@ import pytest
 import torch
 import wandb
 import yaml
-from factories import build, callback, fit, keep_checkpoints, make_config, write_config
+from factories import build, callback, fit, keep_checkpoints, log_to_csv, logged_rows, make_config, write_config
 
 import bernini
 from bernini.cli import main
@@ -199,11 +199,12 @@ def test_sizes_of_the_mesh_must_be_set(config: dict[str, Any], tmp_path: Path, m
 def one_rank(
     wan: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Record and final checkpoint of four steps on one rank, two samples each."""
+    """Record, logged rows among it, and final checkpoint of four steps on one rank, two samples each."""
     root = tmp_path_factory.mktemp("one_rank")
     config = distributed(wan, shards, root)
     config["data"]["init_args"]["batch_size"] = 2
-    return fit(config)[0], torch.load(root / "last.ckpt", weights_only=True)
+    record = fit(config)[0]
+    return {**record, "rows": logged_rows(root)}, torch.load(root / "last.ckpt", weights_only=True)
 
 
 def distributed(wan: Path, shards: Path, root: Path) -> dict[str, Any]:
@@ -212,6 +213,7 @@ def distributed(wan: Path, shards: Path, root: Path) -> dict[str, Any]:
     config["data"]["init_args"]["max_samples"] = 5
     config["trainer"]["callbacks"] = [callback("callbacks.EMA", decay=0.9)]
     keep_checkpoints(config, root)
+    log_to_csv(config, root, every=2)
     return config
 
 
@@ -229,6 +231,8 @@ def test_two_ranks_are_one_rank_also_when_resumed(
     mean = [(a + b) / 2 for a, b in zip(*(begun[r]["losses"] + ended[r]["losses"] for r in (0, 1)), strict=True)]
     assert mean == pytest.approx(record["losses"], abs=1e-5)
     assert [r["metrics"][-1] for r in ended] == [pytest.approx(record["metrics"][-1], abs=1e-5)] * 2
+    assert [row["step"] for row in record["rows"]] == [1, 3]
+    assert logged_rows(tmp_path) == [pytest.approx(row, abs=1e-5) for row in record["rows"]]
     average = averages(tmp_path / "last.ckpt")
     torch.testing.assert_close(average, state["callbacks"]["EMA"]["average"], rtol=0, atol=1e-5)
     if strategy == "fsdp2":

@@ -55,6 +55,14 @@ def test_a_batch_is_encoded_as_its_clips(codec):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
+def test_a_batch_is_decoded_as_its_latents(codec):
+    latents = torch.randn(3, 4, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    together = codec.decode(latents)
+    assert together.shape == (3, 3, 5, 16, 24) and together.dtype == torch.uint8
+    alone = torch.stack([codec.decode(latent) for latent in latents])
+    assert (together.int() - alone.int()).abs().max() <= 1
+
+
 def test_posterior_is_the_vaes(codec, vae):
     clip = pixels(3, 5, 16, 16)
     expected = vae.encode(clip[None].float() / 127.5 - 1).latent_dist.parameters[0]
@@ -101,6 +109,8 @@ def test_sizes_that_do_not_fit_are_refused(codec, shape):
     with pytest.raises(DataError, match=f"{shape[1]} frames of {shape[3]}x{shape[2]} pixels") as caught:
         codec.posterior(pixels(*shape))
     assert "4k + 1" in caught.value.why and caught.value.fix
+    with pytest.raises(DataError, match=f"{shape[1]} frames"):
+        codec.latent_shape(*shape[1:])
 
 
 @pytest.mark.parametrize("sub", [".", "vae"])

@@ -56,14 +56,14 @@ def test_densities_have_the_closed_form_of_the_paper():
 @pytest.mark.parametrize("density", ["logit_normal", "mode", "uniform"])
 def test_positions_lie_in_the_table(density):
     u = NoiseConfig().draw_position(density, 100_000, generator())
-    assert u.shape == (100_000,) and u.min() >= 0 and u.max() <= 1
+    assert u.shape == (1, 100_000) and u.min() >= 0 and u.max() <= 1
 
 
 def test_mode_density_maps_uniform_draws_by_the_paper_formula():
     found = NoiseConfig(mode_scale=0.7).draw_position("mode", 5, generator(3))
     raw = torch.rand(5, generator=generator(3), dtype=torch.float64).tolist()
     expected = [1 - r - 0.7 * (math.cos(math.pi * r / 2) ** 2 - 1 + r) for r in raw]
-    assert found.tolist() == pytest.approx(expected)
+    assert found[0].tolist() == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -76,18 +76,18 @@ def test_mode_density_maps_uniform_draws_by_the_paper_formula():
 )
 def test_draws_lie_in_the_experts_window_and_repeat(task, expert, table, boundary, seed):
     config = NoiseConfig(boundary=boundary, table=table)
-    sigma = config.draw_sigma(get_task(task), expert, generator(seed))
+    sigma = config.draw_sigmas([get_task(task)], expert, [generator(seed)])[0]
     low, high = {"high": (boundary, 1), "low": (0, math.nextafter(boundary, 0)), "single": (0, 1)}[expert]
     assert low <= sigma <= high
     assert sigma in sigma_table(get_task(task).shift, table).tolist()
-    assert sigma == config.draw_sigma(get_task(task), expert, generator(seed))
+    assert sigma == config.draw_sigmas([get_task(task)], expert, [generator(seed)])[0]
 
 
 def test_draws_use_the_tasks_density_unless_one_is_set():
     draw = generator(0)
 
     def share(config, task, count=3000):
-        return sum(config.draw_sigma(get_task(task), "single", draw) >= 0.875 for _ in range(count)) / count
+        return sum(config.draw_sigmas([get_task(task)], "single", [draw])[0] >= 0.875 for _ in range(count)) / count
 
     assert share(NoiseConfig(), "v2v") == pytest.approx(0.29, abs=0.03)  # mode, shift 5
     assert share(NoiseConfig(), "t2v") == pytest.approx(0.17, abs=0.03)  # mode, shift 3
@@ -174,4 +174,4 @@ def test_unipc_is_more_accurate_than_euler():
 def test_a_window_that_the_density_never_reaches_is_an_error() -> None:
     noise = NoiseConfig(shift=1e-4)
     with pytest.raises(ConfigError, match="no timestep of task t2i"):
-        noise.draw_sigma(get_task("t2i"), "high", torch.Generator().manual_seed(0))
+        noise.draw_sigmas([get_task("t2i")], "high", [torch.Generator().manual_seed(0)])

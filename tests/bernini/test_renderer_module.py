@@ -1,14 +1,31 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from factories import build, callback, fit, keep_checkpoints, make_clip, make_config, make_conversation, make_shards
+from factories import (
+    Recorder,
+    build,
+    callback,
+    fit,
+    keep_checkpoints,
+    log_to_csv,
+    logged_rows,
+    make_clip,
+    make_config,
+    make_conversation,
+    make_shards,
+)
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from bernini.conversation import Conversation, Message
-from bernini.errors import CheckpointError
+from bernini.conversation import Batch, Conversation, Media, Message
+from bernini.errors import CheckpointError, DataError
+from bernini.flow.noise import NoiseConfig
 from bernini.media import read_video
 from bernini.tasks import get_task
 from datamodules.shards import write_shards
@@ -116,12 +133,82 @@ def test_losses_are_logged_by_task_and_noise_level(wan: Path, shards: Path, tmp_
     config = make_config(wan, shards, tmp_path)
     config["data"]["init_args"] |= {"batch_size": 8, "max_samples": 8}
     config["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 8}
-    record = fit(config)[0]
+    log_to_csv(config, tmp_path)
+    fit(config)
     names = {"loss", "loss_v2v", "loss_t2v"}
-    for found, stage in ((record["names"], "train"), (record["metrics"][0], "val")):
-        buckets = {name for name in found if "sigma" in name}
-        assert set(found) - buckets == {f"{stage}/{name}" for name in names}
+    for stage in ("train", "val"):
+        (row,) = logged_rows(tmp_path, stage)
+        buckets = {name for name in row if "sigma" in name}
+        assert set(row) - buckets == {"step", *(f"{stage}/{name}" for name in names)}
         assert buckets and buckets <= {f"{stage}/loss_sigma_{b}" for b in ("0.00", "0.25", "0.50", "0.75")}
+
+
+def test_loggers_get_means_since_the_last_time_of_the_tasks_that_came_up(
+    wan: Path, shards: Path, tmp_path: Path
+) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    tasks = ["v2v", "t2v", "t2v", "v2v", "v2v", "v2v", "v2v", "v2v", "t2v", "v2v"]  # four batches a row, two a step
+    batches = [Batch([make_conversation(i, task)]) for i, task in enumerate(tasks)]
+    recorder = Recorder(str(tmp_path / "record"))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        log_every_n_steps=2,
+        logger=CSVLogger(tmp_path, name="logs"),
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    rows = logged_rows(tmp_path)
+    assert [row["step"] for row in rows] == [1, 3]
+    for row, start in zip(rows, (0, 4), strict=True):
+        found = list(zip(tasks, recorder.losses, strict=True))[start : start + 4]
+        own = {f"train/loss_{task}": [loss for t, loss in found if t == task] for task in dict(found)}
+        expected = {"train/loss": [loss for _, loss in found], **own}
+        without_noise_levels = {k: v for k, v in row.items() if "sigma" not in k and k != "step"}
+        assert without_noise_levels == {name: pytest.approx(sum(v) / len(v)) for name, v in expected.items()}
+    assert "train/loss_t2v" in rows[0] and "train/loss_t2v" not in rows[1]
+    assert trainer.progress_bar_metrics["train/loss"] == pytest.approx(recorder.losses[-1])
+
+
+@pytest.mark.parametrize("noise", [NoiseConfig(shift=1.0), NoiseConfig(density="uniform"), NoiseConfig(mode_scale=0.5)])
+def test_validation_does_not_depend_on_the_noise_of_training(
+    wan: Path, shards: Path, tmp_path: Path, noise: NoiseConfig
+) -> None:
+    module = build(make_config(wan, shards, tmp_path, dropout=NO_DROPOUT), tmp_path)
+    samples, keys = [make_conversation(i, "v2v") for i in range(4)], [("a", i) for i in range(4)]
+    before = [module.losses(samples, keys, train=train)[0].item() for train in (False, True)]
+    module.noise = noise
+    after = [module.losses(samples, keys, train=train)[0].item() for train in (False, True)]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_validation_keeps_to_the_boundary(wan: Path, shards: Path, tmp_path: Path, expert: str) -> None:
+    noise = {"boundary": 0.5, "shift": 3.0}
+    module = build(make_config(wan, shards, tmp_path, expert=expert, noise=noise), tmp_path)
+    (model,) = module.renderer.models.values()
+    packs = seen_by(model)
+    module.losses([make_conversation(i, "t2v") for i in range(16)], [("a", i) for i in range(16)], train=False)
+    timesteps = packs[0].timesteps
+    assert (timesteps >= 500).all() if expert == "high" else (timesteps < 500).all()
+    assert ((timesteps >= 500) & (timesteps < 875)).any() or expert == "low"
+
+
+def test_frozen_helpers_follow_the_module_and_stay_when_it_does(
+    wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "_apply", lambda self, *_, **__: moved.append(self) or self)
+    helpers = {module.codec, module.features}
+    assert not moved
+    module._device = torch.device("meta")
+    assert {module.codec, module.features} == helpers
+    assert len(moved) == 2 and set(moved) == helpers
 
 
 @pytest.mark.parametrize("expert", ["high", "low", "both", "single"])
@@ -200,6 +287,76 @@ def test_prediction_is_a_clip_of_the_sources_size_rate_and_length(wan: Path, tmp
     assert made.source == {"height": 50, "width": 38, "frames": 4, "fps": 12.0, "sampled": 4}
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert row == {"key": "edit", "task": "v2v", "prompt": "make it red", "file": "edit.mp4"}
+
+
+@pytest.mark.parametrize("expert", ["single", "low"])
+def test_sampled_clips_are_those_of_their_seeds_whatever_is_in_the_batch(
+    wan: Path, shards: Path, tmp_path: Path, expert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(make_config(wan, shards, tmp_path, expert=expert), tmp_path)
+    module.sampling.steps = 4
+    samples = [make_conversation(i, task) for i, task in enumerate(["v2v", "t2i", "v2v", "rv2v", "v2v"])]
+    decoded = []
+    monkeypatch.setattr(
+        module.codec, "decode", lambda x: decoded.append(len(x)) or type(module.codec).decode(module.codec, x)
+    )
+    together = module.sample(samples, [5, 6, 7, 8, 5])
+    assert decoded == [4, 1]  # the clips of one size, then the image
+    for prediction, sample, seed in zip(together, samples, [5, 6, 7, 8, 5], strict=True):
+        (alone,) = module.sample([sample], [seed])
+        assert prediction.conversation is sample and prediction.pixels.dtype == torch.uint8
+        assert prediction.pixels.shape == sample.targets[0].media.pixels.shape
+        assert (prediction.pixels.int() - alone.pixels.int()).abs().max() <= 1
+    (other,) = module.sample(samples[:1], [6])
+    assert not torch.equal(other.pixels, together[0].pixels)
+    first, second = module.sample([samples[0], samples[0]])
+    (from_first,), (from_second,) = (module.sample(samples[:1], [module.sampling.seed + i]) for i in (0, 1))
+    assert (first.pixels.int() - from_first.pixels.int()).abs().max() <= 1
+    assert (second.pixels.int() - from_second.pixels.int()).abs().max() <= 1
+
+
+def test_sizes_are_those_of_the_target_the_source_or_the_configuration(wan: Path, shards: Path, tmp_path: Path) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    clip, small = make_clip(0), make_clip(1, 1, 16, 48)
+    text = Message("text", text="make it red")
+    asked = [
+        Conversation("v2v", [Message("video", media=clip), text, Message("video_gen", media=make_clip(1, 1))]),
+        Conversation("v2v", [Message("video", media=clip), text]),
+        Conversation("i2i", [Message("image", media=small), text]),
+        Conversation("i2v", [Message("image", media=small), text]),
+        Conversation("t2i", [text]),
+    ]
+    made = [tuple(p.pixels.shape[1:]) for p in module.sample(asked)]
+    assert made == [(1, 32, 32), (5, 32, 32), (1, 16, 48), (5, 32, 32), (1, 32, 32)]
+    prepared = replace(clip, pixels=None, posterior=module.codec.posterior(clip.pixels))
+    (raw,) = module.sample([asked[1]])
+    (latent,) = module.sample([Conversation("v2v", [Message("video", media=prepared), text])])
+    assert torch.equal(raw.pixels, latent.pixels)
+
+
+def test_targets_that_only_give_the_size_are_not_encoded(
+    wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    monkeypatch.setattr(module.codec, "posterior", lambda _: pytest.fail("a target was encoded"))
+    assert module.sample([make_conversation(0, "t2v")])[0].pixels.shape == (3, 5, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("sample", "what"),
+    [
+        (Conversation("v2v", [Message("video")]), "neither pixels nor a latent"),
+        (Conversation("t2v", [Message("video_gen", media=Media(path="a.mp4"))]), "neither pixels nor a latent"),
+        (Conversation("t2v", [Message("video_gen", media=make_clip(0, 4))]), "does not fit the VAE"),
+        (Conversation("v2v", [Message("text", text="make it red")]), "takes 1 source video"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(
+    wan: Path, shards: Path, tmp_path: Path, sample: Conversation, what: str
+) -> None:
+    module = build(make_config(wan, shards, tmp_path), tmp_path)
+    with pytest.raises(DataError, match=what):
+        module.sample([sample])
 
 
 def test_predictions_do_not_depend_on_batches_or_ranks(wan: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The toy world makes what it says, and its verifier reads what is there."""
 
+import re
 from dataclasses import asdict, replace
 from itertools import islice
 
@@ -345,3 +346,52 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_mixes_are_refused(mix):
     with pytest.raises(ConfigError, match="no mix"):
         next(items(mix, 1))
+
+
+# -- references and unseen edits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["r2i", "r2v"])
+@pytest.mark.parametrize("count", [1, 2, 5, 10])
+def test_as_many_reference_images_as_asked_for(task: str, count: int) -> None:
+    for index in range(8):
+        item = make_item(task, index, frames=5, references=count)
+        assert len(item.sources) == count
+        named = [int(number) for number in re.findall(r"image(\d+)", item.prompt)]
+        truth = item.info["truth"]
+        assert len(named) == len(truth["references"]) == len(truth["target"]["things"]) <= count
+        shown = [scene["things"][0] for scene in truth["sources"]]
+        assert len({(thing["colour"], thing["shape"]) for thing in shown}) == count  # no two look alike
+        for number, thing in zip(named, truth["target"]["things"], strict=True):
+            assert all(shown[number][key] == thing[key] for key in ("shape", "colour", "texture", "size"))
+
+
+def test_by_default_there_are_one_to_five_references_in_any_order() -> None:
+    made = [make_item("r2v", index, frames=1) for index in range(120)]
+    assert {len(item.sources) for item in made} == {1, 2, 3, 4, 5}
+    first = [int(re.findall(r"image(\d+)", item.prompt)[0]) for item in made if len(item.sources) == 4]
+    assert set(first) == {0, 1, 2, 3}  # nothing but its number says which image is meant
+
+
+def test_a_number_of_references_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0 reference images"):
+        make_item("r2v", 0, references=0)
+
+
+def test_a_statue_is_golden_plain_and_still() -> None:
+    for index in range(12):
+        item = make_item("v2v", index, frames=9, edits=["statue"], split="held_out")
+        truth = item.info["truth"]
+        (name,) = re.findall(r"turn the (\w+ \w+) into a golden statue", item.prompt)
+        pairs = list(zip(truth["sources"][0]["things"], truth["target"]["things"], strict=True))
+        changed = [new for old, new in pairs if old != new]
+        assert len(changed) == 1
+        assert [changed[0][k] for k in ("colour", "texture", "motion")] == ["yellow", "plain", "still"]
+        assert [f"{old['colour']} {old['shape']}" for old, new in pairs if old != new] == [name]
+        assert judge(item, item.targets[0].media.pixels)["edit_done"] == 1
+        assert judge(item, item.sources[0].media.pixels)["edit_done"] == 0
+
+
+def test_the_family_never_sees_a_statue() -> None:
+    made = items(list(TASKS), 600, frames=1, height=32, width=32)
+    assert not any("statue" in item.prompt for item in made)
