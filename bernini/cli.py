@@ -15,6 +15,8 @@ LIGHTNING_VERBS = {
 }
 OTHER_VERBS = {
     "prepare": ("datamodules.prepare", "turn clips into shards"),
+    "export": ("bernini.checkpoints.export", "write LoRAs and merged models for diffusers and ComfyUI"),
+    "bench": ("benchmarks.bench", "score a model on a benchmark"),
     "demo": ("benchmarks.demo", "train, edit and score a tiny renderer on the CPU"),
 }
 

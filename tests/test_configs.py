@@ -1,5 +1,6 @@
 """Every file under ``configs/`` is parsed, built and, where it is a whole run, run for a step on something tiny."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from bernini.checkpoints.names import original_name
 from bernini.cli import main
 from bernini.lightning_cli import run_lightning
+from bernini.renderer.experts import Architecture
+from bernini.renderer.lora import LoRAConfig, add_lora
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(
+    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "sweeps"
+)  # see test_sweeps.py
 CONTENTS: dict[Path, dict[str, Any]] = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RUNS = [file for file, content in CONTENTS.items() if "class_path" in content.get("model", {})]
 OVERLAYS = [file for file in FILES if file not in RUNS]
@@ -33,8 +39,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tiny(file: Path, wan: Path, shards: Path) -> list[str]:
     """Arguments that put something tiny in the place of a configuration's weights, data and device."""
-    arguments = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--data.batch_size=2", "--data.workers=0"]
     model = CONTENTS[file]["model"]["init_args"]
+    arguments = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--data.workers=0"]
+    if "ToyBank" in CONTENTS[file]["data"]["class_path"]:
+        toy = ROOT / "assets" / "toy"
+        arguments += [f"--data.vae={toy / 'vae'}", f"--data.text={toy}", f"--model.vae={toy / 'vae'}"]
+        arguments += [f"--model.text.encoder={toy}", "--model.architecture.num_layers=1", "--data.length=300"]
+        arguments += ["--model.lr_scheduler.init_args.total_steps=3", "--data.val_length=2"]
+        return [*arguments, "--data.height=32", "--data.width=32"]
+    arguments += ["--data.batch_size=2"]
     if "OneCycleLR" in str(model.get("lr_scheduler")):
         arguments += ["--model.lr_scheduler.init_args.total_steps=3"]
     if "VAEModule" in CONTENTS[file]["model"]["class_path"]:
@@ -67,9 +80,12 @@ def test_overlay_goes_over_a_whole_configuration(file: Path, wan: Path, shards: 
     table = elsewhere / "data" / "train" / "text_features.safetensors"
     table.parent.mkdir(parents=True)
     save_file({"a": torch.zeros(1)}, table)
-    arguments = [a for a in tiny(BASE, wan, shards) if "text.encoder" not in a]
+    changed, data = CONTENTS[file].get("trainer", {}), CONTENTS[file].get("data", {}).get("class_path")
+    left_out = r"--model\.text\.encoder" + (r"|--data\.(train|val|max_samples)" if data else "")
+    arguments = [a for a in tiny(BASE, wan, shards) if not re.match(left_out, a)]
     cli = run_lightning(["-c", str(BASE), f"--model.text.encoder={wan}", "-c", str(file), *arguments], run=False)
-    changed = CONTENTS[file].get("trainer", {})
+    built = {f"{type(x).__module__}.{type(x).__name__}" for x in (cli.datamodule, *cli.trainer.callbacks)}
+    assert built >= {c["class_path"] for c in changed.get("callbacks+", [])} | ({data} if data else set())
     if "devices" in changed:
         assert cli.trainer.world_size == changed["devices"]
     assert (cli.model.features.encoder is None) == ("prepared" in file.name)
@@ -90,3 +106,45 @@ def test_run_can_be_resumed_and_leaves_dividing_to_the_data(file: Path) -> None:
     kept = [c["init_args"] for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint")]
     assert len(kept) == 1 and kept[0]["dirpath"] and kept[0]["save_last"] is True
     assert kept[0]["every_n_train_steps"] <= trainer["max_steps"]
+
+
+RENDERERS = {file.stem: file for file in RUNS if file.parent.name == "renderer"}
+PAIRS = [
+    *((f"wan22_a14b_{kind}", f"bernini_r_{kind}") for kind in ("high", "low", "lora_high", "lora_low")),
+    *((f"{family}_high", f"{family}_low") for family in ("bernini_r", "bernini_r_lora")),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_renderers_differ_in_model_and_expert_alone(one: str, other: str) -> None:
+    words = {one: other}
+    if one.endswith("_high") and other.endswith("_low"):
+        words |= {"expert: high": "expert: low"}
+    else:
+        words |= {"Wan2.2-T2V-A14B-Diffusers": "Bernini-R-Diffusers"}
+    text = yaml.safe_dump(CONTENTS[RENDERERS[one]])
+    for word, instead in words.items():
+        assert word in text
+        text = text.replace(word, instead)
+    assert text == yaml.safe_dump(CONTENTS[RENDERERS[other]])
+
+
+@pytest.mark.parametrize("stem", RENDERERS)
+def test_renderer_says_how_to_run_it(stem: str) -> None:
+    head = RENDERERS[stem].read_text().partition("seed_everything")[0]
+    configs = re.findall(r"-c (\S+)", head)
+    assert configs[0] == f"configs/renderer/{stem}.yaml" and all((ROOT / config).is_file() for config in configs)
+    assert {*re.findall(r"runs/(\S+)", head), *re.findall(r"with (\S+)\.yaml", head)} <= RENDERERS.keys()
+
+
+@pytest.mark.parametrize("stem", [stem for stem in RENDERERS if "lora" in stem])
+def test_lora_has_a_place_in_every_block_of_the_real_model_and_a_name_in_comfyui(stem: str) -> None:
+    lora = LoRAConfig(**CONTENTS[RENDERERS[stem]]["model"]["init_args"]["lora"])
+    small = Architecture(num_layers=30, num_attention_heads=12, ffn_dim=8960)
+    with torch.device("meta"):
+        model = (small if "1.3b" in stem else Architecture()).build()
+        add_lora(model, lora)
+    learned = [n.removesuffix(".lora_A.default.weight") for n, p in model.named_parameters() if p.requires_grad]
+    layers = [n for n in learned if not n.endswith("weight")]
+    assert len(layers) == len(learned) / 2 == 10 * model.config["num_layers"]
+    assert all(original_name(layer) for layer in layers)

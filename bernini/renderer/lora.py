@@ -1,21 +1,20 @@
-"""LoRA of the renderer, through PEFT and diffusers."""
+"""LoRA of the renderer, through PEFT."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from bernini.checkpoints.lora import EXPERTS, FILES, LoRA, LoRALayer, lora_files, read_lora, write_lora
 from bernini.errors import CheckpointError, ConfigError
+from bernini.flow.noise import Expert
 from bernini.renderer.experts import Experts
 from bernini.renderer.sharding import gather
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 ADAPTER = "default"
-FILES = {"transformer": "pytorch_lora_weights.safetensors", "transformer_2": "pytorch_lora_weights_2.safetensors"}
 
 
 @dataclass
@@ -27,7 +26,8 @@ class LoRAConfig:
         alpha: Their scale times the rank; equal to the rank if null.
         dropout: Dropout before the down projection.
         targets: Names, or ends of names, of the linear layers.
-        init_from: Folder with LoRA weights to start from.
+        init_from: LoRA to start from: a folder or run that training wrote, or, for a single transformer, a file in the
+            format of diffusers or ComfyUI. It does what it did there, whatever alpha is here.
     """
 
     rank: int = 32
@@ -41,6 +41,8 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"lora.rank is {self.rank}", why="a rank is at least 1")
+        if self.alpha is not None and self.alpha < 1:
+            raise ConfigError(f"lora.alpha is {self.alpha}", why="it is at least 1", fix="null, which is the rank")
 
 
 def add_lora(model: PackedWanTransformer3DModel, config: LoRAConfig) -> None:
@@ -82,59 +84,59 @@ def save_lora(experts: Experts, folder: str | Path, write: bool = True) -> None:
         folder: Where to.
         write: Whether this rank writes; with sharded weights every rank has to call.
     """
-    from diffusers import WanPipeline
-    from peft import get_peft_model_state_dict
-
     for name, model in experts.models.items():
         whole = gather(model)
         if write:
-            layers = get_peft_model_state_dict(model, state_dict=whole, adapter_name=ADAPTER)
-            config: Any = model.peft_config
-            WanPipeline.save_lora_weights(
-                folder,
-                {k: v.float().contiguous() for k, v in layers.items()},
-                weight_name=FILES[name],
-                transformer_lora_adapter_metadata=config[ADAPTER].to_dict(),  # holds alpha
-            )
+            layers = {}
+            for layer, module in _adapted(model).items():
+                down, up = (whole[f"{layer}.{part}.{ADAPTER}.weight"].float() for part in ("lora_A", "lora_B"))
+                layers[layer] = LoRALayer(down, up, float(module.lora_alpha[ADAPTER]))
+            expert: Expert = "single" if experts.boundary == 0 else EXPERTS[name]
+            write_lora(Path(folder) / FILES[name], LoRA(layers, expert), "diffusers")
 
 
-def load_lora(experts: Experts, folder: str | Path) -> None:
-    """Read adapters written by :func:`save_lora` into adapters of the same rank.
+@torch.no_grad()
+def load_lora(experts: Experts, source: str | Path) -> None:
+    """Read LoRAs into adapters of the same rank and layers; their alphas may be others.
 
     Args:
         experts: Transformers with adapters.
-        folder: Where the files lie; or a file, for a single transformer.
+        source: Folder that :func:`save_lora` wrote, or the run that holds it as ``model/``; or a file, for a single
+            transformer.
 
     Raises:
         CheckpointError: A file is missing, or it fits another rank or other layers.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
+    source = Path(source)
+    files = dict.fromkeys(experts.models, source) if source.is_file() else lora_files(source)
+    if experts.models.keys() - files.keys() or (source.is_file() and len(experts.models) > 1):
+        raise CheckpointError(
+            "each expert needs a LoRA of its own to start from",
+            where=str(source),
+            why=f"the model trains {' and '.join(experts.models)}",
+            fix=f"give a folder with {' and '.join(FILES[n] for n in experts.models)}; `bernini export lora` makes it",
+        )
     for name, model in experts.models.items():
-        path = Path(folder) if Path(folder).is_file() else Path(folder) / FILES[name]
-        own = _read_lora(path)
-        model_state = {k: v.shape for k, v in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()}
-        shapes = {k: v.shape for k, v in own.items()}
-        if wrong := sorted({k for k, _ in shapes.items() ^ model_state.items()}):
-            raise CheckpointError(
-                f"the LoRA does not fit {name}",
-                where=str(path),
-                why=f"{len(wrong)} tensors are not in both or have another shape, e.g. {wrong[0]}",
-                fix="use the rank and the targets that it was trained with",
-            )
-        set_peft_model_state_dict(model, own, adapter_name=ADAPTER)
+        lora = read_lora(files[name])
+        adapted = _adapted(model)
+        if other := lora.layers.keys() ^ adapted.keys():
+            raise lora.misfit(name, other, "are only in one of them", "use the lora.targets that it was trained with")
+        for layer, module in adapted.items():
+            down, up, read = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight, lora.layers[layer]
+            if (read.down.shape, read.up.shape) != (down.shape, up.shape):
+                why = f"have another shape (rank {read.rank} there, {down.shape[0]} here)"
+                raise lora.misfit(
+                    name, [layer], why, f"set lora.rank to {read.rank}, and use the model that it was made for"
+                )
+            down.copy_(read.down)
+            up.copy_(read.up * (read.scale / module.scaling[ADAPTER]))
 
 
-def _read_lora(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a LoRA file by their names in the transformer."""
-    fix = "point lora.init_from at a folder that training wrote, or at a LoRA in diffusers' format"
-    if not path.is_file():
-        raise CheckpointError("no LoRA weights here", where=str(path), fix=fix)
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError("the LoRA cannot be read", where=str(path), why=str(error), fix=fix) from error
-    return {k.removeprefix("transformer."): v for k, v in stored.items()}
+def _adapted(model: PackedWanTransformer3DModel) -> dict[str, Any]:
+    """Layers with an adapter, by their names."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @torch.no_grad()

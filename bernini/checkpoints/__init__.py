@@ -1,0 +1,1 @@
+"""Layouts of weights outside this project, and the way to them and back."""
