@@ -42,6 +42,14 @@ class BerniniCLI(LightningCLI):
             callbacks = config["trainer"]["callbacks"] or []
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], callbacks, needed=self.subcommand != "fit")
 
+    def before_fit(self) -> None:
+        """Let W&B go on with the run that the checkpoint belongs to."""
+        from callbacks.tracking import Wandb  # siblings of this package are not imported before they are used
+
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.go_on_from(self.config["fit"]["ckpt_path"])
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; what it refuses is the configuration's fault."""
         try:

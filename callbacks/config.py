@@ -33,4 +33,4 @@ class SaveConfig(SaveConfigCallback):
             raise ConfigError("the run's folder cannot be written", where=str(path), why=str(error)) from error
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(config, allow_val_change=True)
+                logger.log_hyperparams(config)

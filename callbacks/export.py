@@ -1,6 +1,7 @@
 """Weights that other tools load, written when training ends."""
 
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
@@ -19,10 +20,11 @@ class SaveRenderer(L.Callback):
 
     Args:
         folder: Where to; an expert that this run did not train is left as it is there.
+        dtype: Dtype of the written weights; LoRA files are always float32.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+        self.folder, self.dtype = Path(folder), getattr(torch, dtype)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the weights."""
@@ -36,5 +38,5 @@ class SaveRenderer(L.Callback):
                 if trainer.is_global_zero:
                     with torch.device("meta"):
                         plain = PackedWanTransformer3DModel.from_config(model.config)
-                    plain.load_state_dict(whole, assign=True)
+                    plain.load_state_dict({k: v.to(self.dtype) for k, v in whole.items()}, assign=True)
                     plain.save_pretrained(self.folder / name)

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import WandbLogger
+from torch.distributed import all_gather_object
 
 from bernini.conversation import Conversation
 from bernini.media import restore, write_image, write_video
@@ -108,12 +109,10 @@ class SampleVideos(L.Callback):
             predictions = pl_module.sample([c.to(pl_module.device) for c in self._clips(trainer)])
         pl_module.train(training)
         folder = self.folder / f"step-{step:06d}"
-        for prediction in predictions:
-            if not prediction.conversation.info.get("padding"):
-                write_prediction(prediction, folder)
-        trainer.strategy.barrier()
+        shown = [p for p in predictions if not p.conversation.info.get("padding")]
+        rows = _of_all_ranks(trainer, [write_prediction(p, folder) for p in shown])
         if trainer.is_global_zero:
-            _log(trainer, folder)
+            _log(trainer, folder, rows)
 
     def _clips(self, trainer: L.Trainer) -> list[Conversation]:
         """This rank's share of the first validation clips; every rank has as many, as a sharded model demands."""
@@ -122,13 +121,21 @@ class SampleVideos(L.Callback):
         return list(islice(chain.from_iterable(b.samples for b in datamodule.val_dataloader()), share))
 
 
-def _log(trainer: L.Trainer, folder: Path) -> None:
-    """Show the files of all ranks in W&B."""
-    clips, images = (sorted(map(str, folder.glob(f"*.{suffix}"))) for suffix in ("mp4", "png"))
+def _of_all_ranks(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of every rank, whose files are written by then."""
+    if trainer.world_size == 1:
+        return rows
+    gathered: list[Any] = [None] * trainer.world_size
+    all_gather_object(gathered, rows)
+    return list(chain.from_iterable(gathered))
+
+
+def _log(trainer: L.Trainer, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Show the files in W&B, which copies them, under what they were asked to show."""
+    captions = {str(folder / row["file"]): f"{row['key']}: {row['prompt']}" for row in rows}
+    clips, images = (sorted(file for file in captions if file.endswith(suffix)) for suffix in (".mp4", ".png"))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            if clips:
-                captions = [Path(clip).stem for clip in clips]
-                logger.log_video("samples", clips, trainer.global_step, caption=captions, format=["mp4"] * len(clips))
-            if images:
-                logger.log_image("sample_images", images, trainer.global_step)
+            for log, key, files in ((logger.log_video, "samples", clips), (logger.log_image, "sample_images", images)):
+                if files:
+                    log(key, files, trainer.global_step, caption=[captions[file] for file in files])

@@ -39,6 +39,23 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Figures in rows and columns.
+
+    Attributes:
+        title: What it shows.
+        head: Names of the columns; the first column names the rows.
+        body: Rows, as long as the head.
+        note: A line above it, e.g. the unit.
+    """
+
+    title: str
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report shows, from top to bottom.
 
@@ -46,6 +63,7 @@ class Report:
         title: Heading.
         lead: A sentence or two under the heading: what was run, and to what end.
         summary: Label, value and note of each headline figure.
+        tables: Figures by row and column.
         charts: Curves over the steps of training.
         cases: Examples.
         commands: Command lines that produced the run, in order.
@@ -56,6 +74,7 @@ class Report:
     title: str
     lead: str = ""
     summary: Sequence[tuple[str, str, str]] = ()
+    tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     cases: Sequence[Case] = ()
     commands: Sequence[str] = ()

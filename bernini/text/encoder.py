@@ -1,6 +1,7 @@
 """UMT5 text features, made by the frozen encoder or looked up in a table made once."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,21 @@ MAX_TOKENS = 512
 def text_key(text: str) -> str:
     """Name of a text in a table of features."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def context_rows(folder: str | Path) -> int:
+    """Context rows of a family's renderer: the longest text of its tokenizer, at most 512.
+
+    Args:
+        folder: Wan folder with ``tokenizer/``.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    path = Path(folder) / "tokenizer" / "tokenizer_config.json"
+    if not path.is_file():
+        raise CheckpointError("no tokenizer here", where=str(path), fix="point at a Wan diffusers folder")
+    return min(MAX_TOKENS, int(json.loads(path.read_text()).get("model_max_length", MAX_TOKENS)))
 
 
 class TextEncoder(nn.Module):

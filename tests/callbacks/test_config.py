@@ -36,6 +36,35 @@ def test_values_become_expressions(
     assert hide(config) == hidden
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "B_SECRET", "b_password"])
+def test_secrets_that_the_shell_filled_in_are_hidden(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "abcdef123456")
+    remember_environment()
+    given = {"a": "abcdef123456", "b": ["https://user:abcdef123456@host", "abcdef"]}
+    hidden = f"${{oc.env:{name}}}"
+    assert hide(given) == {"a": hidden, "b": [f"https://user:{hidden}@host", "abcdef"]}
+
+
+@pytest.mark.parametrize(("name", "value"), [("B_TOKEN", "eleven-char"), ("B_FOLDER", "runs/of-today")])
+def test_short_and_other_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    remember_environment()
+    assert hide({"a": value}) == {"a": value}
+
+
+def test_a_secret_from_the_command_line_is_written_and_shown_nowhere(
+    wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "hunter2-and-a-half"
+    monkeypatch.setenv("B_TEST_TOKEN", secret)
+    config = write_config(tmp_path / "c.yaml", make_config(wan, shards, tmp_path / "run"))
+    assert main(["fit", "-c", config, "--trainer.max_steps=1", f"--model.sampling.negative_prompt={secret}"]) == 0
+    assert "negative_prompt: ${oc.env:B_TEST_TOKEN}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert main(["fit", "-c", config, f"--trainer.max_steps={secret}"]) == 78
+    told = capsys.readouterr()
+    assert "B_TEST_TOKEN" in told.err and secret not in told.out + told.err
+
+
 def test_defaults_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("B_TEST", raising=False)
     remember_environment()

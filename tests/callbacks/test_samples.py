@@ -6,6 +6,7 @@ import pytest
 import torch
 import wandb
 from factories import EDGE, FRAMES, callback, fit, make_config, make_shards
+from wandb_files import fresh_wandb
 
 from bernini.media import read_image, read_video
 
@@ -52,12 +53,11 @@ def test_images_are_written_as_png(config: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_samples_reach_wandb(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    fresh_wandb(monkeypatch, tmp_path)
     config["trainer"] |= {"max_steps": 1}
     config["trainer"]["logger"] = callback("lightning.pytorch.loggers.WandbLogger", save_dir=str(tmp_path))
     config["trainer"]["callbacks"] = [callback("callbacks.SampleVideos", folder=str(tmp_path / "out"), count=1)]
     fit(config)
-    wandb.finish()
+    wandb.teardown()
     media = {path.name for path in tmp_path.rglob("*/files/media/videos/*.mp4")}
     assert sorted(name.split("_")[0] for name in media) == ["samples", "samples"]

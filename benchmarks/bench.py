@@ -1,0 +1,320 @@
+"""`bernini bench`: make, score and tabulate the outputs of a model on a benchmark."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from docstring_parser import parse
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.quality.environment import environment
+from benchmarks.quality.folder import RunFolder, Shard, describe
+from benchmarks.quality.generating import generate
+from benchmarks.quality.interface import Benchmark, Item, subset
+from benchmarks.quality.sampler import (
+    Ceiling,
+    Sampler,
+    is_edit,
+    load_renderer,
+    model_facts,
+    sampling_facts,
+    unedited,
+)
+from benchmarks.quality.scoring import score
+from benchmarks.quality.summary import aggregate
+from benchmarks.quality.tables import write_page
+from benchmarks.quality.toy import ToyBenchmark
+from bernini.errors import BerniniError, ConfigError
+from bernini.flow.guidance import Omegas
+from bernini.renderer.sampling import SamplingConfig
+from bernini.suggest import closest
+from bernini.text.encoder import context_rows
+from bernini.vae.codec import LatentCodec
+
+BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in (ToyBenchmark,)}
+
+
+class Incomplete(BerniniError):
+    """A run that lacks scores."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `bernini bench`."""
+    options = parser().parse_args(argv)
+    disable_progress_bar()  # of loading models
+    options.run(options)
+    return 0
+
+
+def list_benchmarks(options: Namespace) -> None:
+    """Print what there is."""
+    for kind in BENCHMARKS.values():
+        print(f"{kind.name} {kind.version}: {kind.notes}")
+        for metric, text in kind.metrics.items():
+            print(f"  {metric:<16}{text}")
+
+
+def run(options: Namespace) -> None:
+    """All stages; one shard of several leaves the table to `bernini bench aggregate`."""
+    make(options)
+    judge(options)
+    if options.shard.count == 1:
+        tabulate(options)
+
+
+def make(options: Namespace) -> None:
+    """The stage `generate`."""
+    benchmark = _benchmark(options)
+    items = _items(benchmark)
+    config = _sampling(options)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    )
+    paths = {
+        "lora": options.lora,
+        "vae": options.vae or options.model,
+        "text": options.text or options.model,
+    }
+    tasks = list(dict.fromkeys(item.task for item in items))
+    rows = options.text_rows or context_rows(paths["text"])
+    identity = {
+        "model": model_facts(options.model, **paths),
+        "sampling": sampling_facts(config, tasks)
+        | {"text_rows": rows, "dtype": options.dtype, "autocast": device.type == "cuda"},
+    }
+    sampler = load_renderer(options.model, **paths, rows=rows, config=config, dtype=options.dtype, device=device)
+    folder = RunFolder(options.out, options.shard)
+    folder.start({**describe(benchmark, items, len(items)), **identity}, environment())
+    _generate(benchmark, items, sampler, folder, config.seed, options.batch_size)
+    if options.bounds:
+        # References need no weights of the transformers, so that their runs compare over all models of one VAE.
+        codec = LatentCodec.from_pretrained(paths["vae"]).to(device)
+        bounds: dict[str, tuple[Sampler, Sequence[Item], dict[str, Any]]] = {
+            "source": (unedited, [item for item in items if is_edit(item)], {"model": {}}),
+            "ceiling": (Ceiling(codec), items, {"model": {"vae": identity["model"]["vae"]}}),
+        }
+        for name, (reference, chosen, facts) in bounds.items():
+            if chosen:
+                beside = RunFolder(folder.root / "bounds" / name, options.shard)
+                beside.start({**describe(benchmark, chosen, len(items)), **facts}, environment())
+                _generate(benchmark, chosen, reference, beside, config.seed, options.batch_size)
+
+
+def judge(options: Namespace) -> None:
+    """The stage `score`."""
+    for benchmark, items, folder in _runs(options):
+        with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
+            score(benchmark, items, folder, workers=options.workers, progress=progress)
+
+
+def tabulate(options: Namespace) -> None:
+    """The stages `aggregate` and `report`.
+
+    Raises:
+        Incomplete: Scores are missing; the table is written all the same.
+    """
+    for benchmark, items, folder in reversed([*_runs(options)]):  # the bounds first: the table shows them
+        summary = aggregate(benchmark, items, folder)
+    page(options)
+    print((folder.root / "table.md").read_text())
+    print(f"report: {folder.root / 'report.html'}")
+    if failed := summary["failures"]:
+        raise Incomplete(
+            f"{len(failed)} of {summary['items']} items lack scores",
+            where=str(folder.root / "summary.json"),
+            why=f"{failed[0]['id']}, {failed[0]['stage']}: {failed[0]['why']}",
+            fix="run the command again: it tries what is missing",
+        )
+
+
+def page(options: Namespace) -> None:
+    """The stage `report`."""
+    benchmark, items, folder = next(_runs(options))
+    write_page(benchmark, items, folder, options.examples)
+
+
+def _benchmark(options: Namespace) -> Benchmark:
+    kind = BENCHMARKS[options.benchmark]
+    settings: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**settings)
+
+
+@cache
+def _items(benchmark: Benchmark) -> Sequence[Item]:
+    return benchmark.items()
+
+
+def _sampling(options: Namespace) -> SamplingConfig:
+    known = asdict(Omegas())
+    if unknown := options.omega.keys() - known.keys():
+        name = min(unknown)
+        raise ConfigError(
+            f"unknown weight {name!r}", where="--omega", why=f"there are {', '.join(known)}", fix=closest(name, known)
+        )
+    return SamplingConfig(
+        steps=options.steps,
+        shift=options.shift,
+        mode=options.mode,
+        omegas=Omegas(**options.omega),
+        seed=options.sampling_seed,
+    )
+
+
+def _generate(
+    benchmark: Benchmark, items: Sequence[Item], sampler: Sampler, folder: RunFolder, seed: int, batch_size: int
+) -> None:
+    with _bar(f"making {folder.root.name}", folder.shard, items) as progress:
+        generate(benchmark, items, sampler, folder, seed=seed, batch_size=batch_size, progress=progress)
+
+
+def _runs(options: Namespace) -> Iterator[tuple[Benchmark, Sequence[Item], RunFolder]]:
+    """The run and the references beside it, as their manifests tell.
+
+    Raises:
+        ConfigError: A manifest is of a benchmark that is not here as it was.
+    """
+    root = Path(options.out)
+    for path in (root, *sorted(p for p in (root / "bounds").glob("*") if p.is_dir())):
+        folder = RunFolder(path, getattr(options, "shard", Shard()))
+        told = folder.manifest()["run"]
+        name, version = told["benchmark"]["name"], told["benchmark"]["version"]
+        kind = BENCHMARKS.get(name)
+        if kind is None:
+            raise ConfigError(f"unknown benchmark {name!r}", where=str(path), why=f"there are {', '.join(BENCHMARKS)}")
+        benchmark = kind(**told["benchmark"]["settings"])
+        every = _items(benchmark)
+        # All items, those of the unedited sources, or those of a callback with a limit.
+        possible = (every, [item for item in every if is_edit(item)], subset(every, told["items"]["count"]))
+        known = {key: told[key] for key in ("benchmark", "items")}
+        items = next((some for some in possible if describe(benchmark, some, len(every)) == known), None)
+        if items is None:
+            raise ConfigError(
+                f"the run is of {name} {version} with other items",
+                where=str(path),
+                why=f"this is {kind.name} {kind.version}",
+                fix="score it with the release that made it, or make it again",
+            )
+        yield benchmark, items, folder
+
+
+@contextmanager
+def _bar(text: str, shard: Shard, items: Sequence[Item]) -> Iterator[Callable[[int], None]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task(text, total=len(shard.of(items)))
+        yield lambda done: progress.update(bar, completed=done)
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(prog="bernini bench", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="STAGE")
+    verbs.add_parser("list", help="the benchmarks and what they measure").set_defaults(run=list_benchmarks)
+    for verb, stage, text in (
+        ("run", run, "all stages, one after the other"),
+        ("generate", make, "make what is not there yet"),
+    ):
+        names = verbs.add_parser(verb, help=text).add_subparsers(required=True, metavar="NAME", dest="benchmark")
+        for name, kind in BENCHMARKS.items():
+            one = names.add_parser(name, help=kind.notes)
+            _add_settings(one, kind)
+            _add_model(one)
+            if verb == "run":
+                _add_workers(one)
+                _add_examples(one)
+            one.set_defaults(run=stage)
+    for verb, stage, text, *more in (
+        ("score", judge, "score what is made and has no scores yet", _add_workers, _add_shard),
+        ("aggregate", tabulate, "make table and report from all scores", _add_examples),
+        ("report", page, "write the HTML report again", _add_examples),
+    ):
+        one = verbs.add_parser(verb, help=text)
+        one.add_argument("out", type=Path, metavar="FOLDER", help="folder of a run")
+        for add in more:
+            add(one)
+        one.set_defaults(run=stage)
+    return parser
+
+
+def _add_settings(parser: ArgumentParser, kind: type[Benchmark]) -> None:
+    """An option for each field of a benchmark, with what its docstring says of it."""
+    group = parser.add_argument_group("items")
+    told = {p.arg_name: p.description or "" for p in parse(kind.__doc__ or "").params}
+    for setting in fields(kind):  # type: ignore[arg-type]
+        default = setting.default
+        read = type(default) if isinstance(default, int | str) else _names
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text = f"{told.get(setting.name, '')} (default: {shown})".replace("%", "%%")
+        group.add_argument(f"--{setting.name.replace('_', '-')}", type=read, default=default, help=text)
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("model and sampling").add_argument
+    add("--model", type=Path, required=True, help="diffusers folder with transformer/ and maybe transformer_2/")
+    add("--lora", type=Path, help="LoRA to merge: a folder, a run or a file")
+    add("--vae", type=Path, help="folder of the VAE (default: the model's)")
+    add("--text", type=Path, help="folder with text_encoder/ and tokenizer/ (default: the model's)")
+    add("--text-rows", type=int, help="context rows, as in training (default: the longest text of the tokenizer)")
+    config = SamplingConfig()
+    add("--steps", type=int, default=config.steps, help="solver steps (default: %(default)s)")
+    add("--shift", type=float, default=config.shift, help="flow shift (default: %(default)s)")
+    add("--mode", help="guidance mode of all tasks (default: each task's own)")
+    add("--omega", type=_weights, default={}, metavar="txt=4,img=4.5", help="guidance weights: vid, img, txt, scale")
+    add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="items of a task that are sampled together (default: %(default)s)")
+    add("--bounds", action="store_true", help="also the unedited sources and the true targets through the VAE")
+    add("--out", type=Path, required=True, help="folder of the run; a run that is there is gone on with")
+    _add_shard(parser)
+
+
+def _add_shard(parser: ArgumentParser) -> None:
+    parser.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="do part I of N, from 0")
+
+
+def _add_workers(parser: ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: this one)")
+
+
+def _add_examples(parser: ArgumentParser) -> None:
+    parser.add_argument("--examples", type=int, default=24, help="items that the report shows (default: %(default)s)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _weights(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(value) for name, value in (pair.split("=") for pair in text.split(","))}
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not of the form txt=4,img=4.5") from error
+
+
+def _shard(text: str) -> Shard:
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not of the form 0/4") from error
+    return Shard(index, count)

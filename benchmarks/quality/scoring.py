@@ -1,0 +1,91 @@
+"""The stage that scores a benchmark's outputs; it goes on where it was broken off.
+
+Scoring processes import this file, so it needs none of what the models need.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quality.folder import Row, RunFolder, read_output, reason
+from benchmarks.quality.interface import Benchmark, Item
+from bernini.errors import DataError
+
+CHUNK = 32  # scores that reach the disk together
+
+
+def score(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    folder: RunFolder,
+    *,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Score the outputs of this shard that have no scores yet.
+
+    Args:
+        benchmark: Scores.
+        items: All items of the run.
+        folder: Where outputs lie and scores go.
+        workers: Processes; with 0 or 1 this process does it alone.
+        progress: Called with the number of items that are done, or were tried.
+    """
+    own = folder.shard.of(items)
+    values = folder.values(benchmark.metrics)
+    todo = [item for item in own if any((item.id, metric) not in values for metric in item.metrics)]
+    done = len(own) - len(todo)
+    progress(done)
+    with _mapping(min(workers, len(todo))) as mapped:
+        results = mapped(partial(judge_file, benchmark, folder.root), todo)
+        while rows := list(islice(results, CHUNK)):
+            append_scores(folder, rows)
+            done += len(rows)
+            progress(done)
+
+
+def judge_file(benchmark: Benchmark, root: Path, item: Item) -> tuple[Item, dict[str, float] | str]:
+    """Read an output and score it.
+
+    Returns:
+        The item and its scores, or why there are none.
+    """
+    try:
+        pixels = read_output(RunFolder(root).output(benchmark, item), item)
+        scores = {name: float(benchmark.score(item, pixels)[name]) for name in item.metrics}
+        if wrong := {name: value for name, value in scores.items() if not 0 <= value <= 1}:
+            raise DataError(f"scores lie in [0, 1], not {wrong}")  # NaN is caught too
+    except Exception as error:  # noted: the other items can still be scored
+        return item, reason(error)
+    return item, scores
+
+
+def append_scores(folder: RunFolder, results: Sequence[tuple[Item, dict[str, float] | str]]) -> None:
+    """Note scores, or why there are none."""
+    rows: dict[str, list[Row]] = {}
+    for item, found in results:
+        for metric in item.metrics:
+            row = {"failed": found} if isinstance(found, str) else {"value": found[metric]}
+            rows.setdefault(metric, []).append({"id": item.id, **row})
+    for metric, own in rows.items():
+        folder.scores(metric).append(own)
+
+
+@contextmanager
+def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """``map``, over processes if there are several; they start afresh, since CUDA and threads do not survive a fork."""
+    if workers < 2:
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield partial(pool.map, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)

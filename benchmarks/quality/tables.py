@@ -1,0 +1,148 @@
+"""A run's summary as Markdown, CSV and an HTML page."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.folder import RunFolder
+from benchmarks.quality.interface import Benchmark, Item, subset
+from bernini.errors import ConfigError
+from bernini.files import replacing
+from bernini.media import write_image, write_video
+
+BOUNDS = {"source": "unedited source", "ceiling": "true target through the VAE"}
+"""References that bound what a model can reach, each a run of its own under ``bounds/``."""
+
+LEGEND = "Per cent, with 95 % intervals."
+
+
+def rows_of(summary: dict[str, Any], root: Path) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """Cells by metric of each row: every task, and below it what bounds it where that was measured."""
+    rows = []
+    bounds = {text: RunFolder(root / "bounds" / name) for name, text in BOUNDS.items()}
+    below = {text: _by_task(b.summary()) for text, b in bounds.items() if (b.root / "summary.json").is_file()}
+    for task, cells in _by_task(summary).items():
+        rows.append((task, cells))
+        rows += [(f"{task}, {text}", table[task]) for text, table in below.items() if task in table]
+    return rows
+
+
+def _by_task(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in summary["cells"]:
+        found.setdefault(cell["task"], {})[cell["metric"]] = cell
+    return found
+
+
+def head_and_body(summary: dict[str, Any], root: Path) -> tuple[list[str], list[list[str]]]:
+    """The table as text: task, guidance, items, then value and interval of each metric in per cent."""
+    measured = {cell["metric"] for cell in summary["cells"]}
+    metrics = [metric for metric in summary["benchmark"]["metrics"] if metric in measured]
+    modes = summary["run"].get("sampling", {}).get("guidance", {})
+    body = []
+    for name, cells in rows_of(summary, root):
+        of, missing = max(c["of"] for c in cells.values()), max(c["of"] - c["n"] for c in cells.values())
+        figures = [_percent(cells[metric]) if metric in cells else "" for metric in metrics]
+        body.append([name, modes.get(name, ""), f"{of - missing} of {of}" if missing else str(of), *figures])
+    return ["task", "guidance", "items", *(metric.replace("_", " ") for metric in metrics)], body
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    if cell["value"] is None:
+        return "none"
+    value, low, high = (f"{100 * cell[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """What the figures are of, and whether they may be compared with others."""
+    name, share = summary["benchmark"]["name"], f"{summary['items']} of {summary['of']} items"
+    text = f"{name}, version {summary['benchmark']['version']}, {share}, coverage {100 * summary['coverage']:.2f} %"
+    return text + ("" if summary["comparable"] else "; not comparable with full runs")
+
+
+def write_tables(root: Path, summary: dict[str, Any]) -> None:
+    """Write ``table.md`` and ``table.csv``."""
+    head, body = head_and_body(summary, root)
+    lines = [head, ["---"] * len(head), *body]
+    settings = f"Sampling: `{json.dumps(summary['run'].get('sampling', {}))}`"
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    with replacing(root / "table.md") as temporary:
+        temporary.write_text(f"{headline(summary)}. {LEGEND}\n\n{table}\n\n{settings}\n")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "metric", "value", "low", "high", "n", "of"])
+    for name, cells in rows_of(summary, root):
+        writer.writerows([name, *(c[k] for k in ("metric", "value", "low", "high", "n", "of"))] for c in cells.values())
+    with replacing(root / "table.csv") as temporary:
+        temporary.write_text(file.getvalue())
+
+
+def write_inputs(benchmark: Benchmark, item: Item, folder: Path) -> list[tuple[str, Path]]:
+    """Write an item's sources and true target as files that browsers show; those that are there stay.
+
+    Returns:
+        Label and file, sources first.
+    """
+    conversation = benchmark.conversation(item)
+    named = [
+        (f"source {i}" if len(conversation.sources) > 1 else "source", m) for i, m in enumerate(conversation.sources)
+    ]
+    named += [("target", message) for message in conversation.targets]
+    files = []
+    for label, message in named:
+        if message.media is None or message.media.pixels is None:
+            continue
+        pixels, video = message.media.pixels, message.media.pixels.shape[1] > 1
+        path = folder / f"{item.id}-{label.replace(' ', '')}.{'mp4' if video else 'png'}"
+        if not path.is_file():
+            if video:
+                write_video(path, pixels, message.media.fps)
+            else:
+                write_image(path, pixels)
+        files.append((label, path))
+    return files
+
+
+def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, examples: int) -> Path:
+    """Write ``report.html``: the table, some examples and how the run was made.
+
+    Args:
+        benchmark: Gives the inputs of the examples.
+        items: All items of the run.
+        folder: The run, aggregated.
+        examples: How many items to show, as evenly over the tasks as can be.
+
+    Raises:
+        ConfigError: Nothing was aggregated yet.
+    """
+    from benchmarks.quality.report import Case, Report, Table, write_report
+
+    if examples < 0:
+        raise ConfigError("--examples is at least 0")
+    summary, manifest = folder.summary(), folder.manifest()
+    values = folder.values(benchmark.metrics)
+    made = [item for item in items if folder.output(benchmark, item).is_file()]
+    cases = []
+    for item in subset(made, examples):
+        clips = [*write_inputs(benchmark, item, folder.root / "examples"), ("output", folder.output(benchmark, item))]
+        scores = {m.replace("_", " "): values[item.id, m] for m in item.metrics if (item.id, m) in values}
+        cases.append(Case(f"{item.task} · {item.id}", item.prompt, clips, scores))
+    head, body = head_and_body(summary, folder.root)
+    told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
+    tables = [Table("Scores", head, body, f"{LEGEND} {told[0].upper()}{told[1:]}.")]
+    if summary["failures"]:
+        rows = [[row["id"], row["stage"], row["why"]] for row in summary["failures"]]
+        tables.append(Table("Failures", ["item", "stage", "why"], rows))
+    report = Report(
+        title=f"Benchmark {benchmark.name}",
+        lead=f"{headline(summary)}. {benchmark.notes}",
+        tables=tables,
+        cases=cases,
+        config=json.dumps(manifest["run"], indent=2),
+        environment=manifest["environment"],
+    )
+    return write_report(report, folder.root / "report.html")

@@ -1,0 +1,202 @@
+"""A benchmark during training and validation."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from benchmarks.quality.environment import environment
+from benchmarks.quality.folder import MANIFEST, RunFolder, Shard, describe
+from benchmarks.quality.generating import batches, produce
+from benchmarks.quality.interface import Benchmark, Cell, Item, coverage, is_comparable, subset
+from benchmarks.quality.records import Records
+from benchmarks.quality.sampler import Renderer, sampling_facts
+from benchmarks.quality.scoring import append_scores, judge_file
+from benchmarks.quality.summary import failures, summarise, write_summary
+from benchmarks.quality.tables import write_inputs
+from bernini.errors import ConfigError
+from bernini.renderer.module import RendererModule
+from callbacks.ema import EMA, best_weights
+
+log = logging.getLogger(__name__)
+
+
+class BenchmarkCallback(L.Callback):
+    """Scores the moving average on a benchmark every so many steps, at the end of training and of ``bernini validate``.
+
+    Training goes on as if nothing had happened: weights, modes and random states are put back, and whatever fails in
+    here is a warning and a coverage below 1. Loggers get ``bench/<name>/<task>/<metric>``, W&B also a table of all
+    items with their clips.
+
+    Args:
+        benchmark: What to score on.
+        folder: Where to; each time makes a run folder of its own, ``step-000500`` or ``validate``.
+        every_n_steps: Optimizer steps between two times.
+        limit: Items, always the same ones, as evenly over the tasks as can be; null takes all. Figures of a part do not
+            compare with those of the whole, and are marked so.
+        batch_size: Items of one task that a rank samples together.
+    """
+
+    def __init__(
+        self, benchmark: Benchmark, folder: str, every_n_steps: int = 1000, limit: int | None = 96, batch_size: int = 16
+    ) -> None:
+        if min(every_n_steps, batch_size) < 1 or (limit is not None and limit < 1):
+            raise ConfigError("every_n_steps, batch_size and limit are 1 or more", where="BenchmarkCallback")
+        self.benchmark, self.folder = benchmark, Path(folder)
+        self.every_n_steps, self.limit, self.batch_size = every_n_steps, limit, batch_size
+        self._last = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the items."""
+        every = self.benchmark.items()
+        self._of, self._items = len(every), subset(every, self.limit)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from where the run stands."""
+        self._last = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score every n steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._score_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what came out."""
+        self._score_step(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what `bernini validate` was given; the average, if there is one, is in place until validation ends."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._score(trainer, pl_module, self.folder / "validate", nullcontext())
+
+    def _score_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step != self._last:  # several batches share a step when gradients are accumulated
+            self._last = step
+            self._score(trainer, pl_module, self.folder / f"step-{step:06d}", best_weights(trainer, pl_module))
+
+    @isolate_rng()
+    def _score(
+        self, trainer: L.Trainer, module: L.LightningModule, root: Path, weights: AbstractContextManager[None]
+    ) -> None:
+        assert isinstance(module, RendererModule)
+        folder = RunFolder(root, Shard(trainer.global_rank, trainer.world_size))
+        # Every rank gets to every point at which ranks wait for each other, whatever fails on its way.
+        ready = False
+        with _surviving("the folder cannot be used"):
+            if trainer.is_global_zero:
+                self._start(trainer, module, folder)
+                ready = True
+        ready = trainer.strategy.broadcast(ready)
+        scored: list[tuple[str, str, float]] = []
+        with _modes_kept(module), weights:
+            module.eval()
+            renderer = Renderer(module)
+            for batch in batches(_share(self._items, folder.shard) if ready else [], self.batch_size):
+                with _surviving("a batch failed"):
+                    folder.generated.append(produce(self.benchmark, batch, renderer, folder, module.sampling.seed))
+                    results = [judge_file(self.benchmark, folder.root, item) for item in batch]
+                    append_scores(folder, results)
+                    for item, found in results:
+                        scored += [(item.id, k, v) for k, v in found.items()] if isinstance(found, dict) else []
+        records = Records(self.benchmark, self._items)
+        records.to(module.device if trainer.world_size > 1 else "cpu")
+        records.update(scored)
+        cells = records.compute()
+        trainer.strategy.barrier()  # all ranks' rows are written
+        if trainer.is_global_zero:
+            self._tell(trainer, folder, cells)
+
+    def _tell(self, trainer: L.Trainer, folder: RunFolder, cells: Sequence[Cell]) -> None:
+        """Write the summary and log the figures."""
+        scalars = {f"{c.task}/{c.metric}": c.value for c in cells if c.value is not None}
+        scalars["coverage"] = coverage(cells)
+        scalars["comparable"] = float(is_comparable(cells, self._items, self._of))
+        for logger in trainer.loggers:
+            with _surviving("a logger failed"):
+                named = {f"bench/{self.benchmark.name}/{key}": value for key, value in scalars.items()}
+                logger.log_metrics(named, trainer.global_step)
+        with _surviving("the summary cannot be written"):
+            failed = failures(self.benchmark, self._items, folder)
+            write_summary(folder, summarise(self.benchmark, self._items, cells, failed, folder.manifest()["run"]))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                with _surviving("W&B got no table"):
+                    self._log_table(logger, folder, trainer.global_step)
+
+    def _start(self, trainer: L.Trainer, module: RendererModule, folder: RunFolder) -> None:
+        """An empty folder with a manifest: a run that is trained again is scored again."""
+        if (folder.root / MANIFEST).is_file():
+            shutil.rmtree(folder.root)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaged = any(isinstance(callback, EMA) for callback in callbacks)
+        model = {"step": trainer.global_step, "weights": "moving average" if averaged else "live"}
+        tasks = list(dict.fromkeys(item.task for item in self._items))
+        sampling = {**sampling_facts(module.sampling, tasks), "text_rows": module.text.rows}
+        facts = {"model": model, "sampling": sampling}
+        folder.start({**describe(self.benchmark, self._items, self._of), **facts}, environment())
+
+    def _log_table(self, logger: WandbLogger, folder: RunFolder, step: int) -> None:
+        """One row an item, with its first source, the target and the output by path."""
+        import wandb
+
+        metrics = list(self.benchmark.metrics)
+        values = folder.values(metrics)
+        columns = [f"{shown} {kind}" for shown in ("source", "target", "output") for kind in ("clip", "image")]
+        rows = []
+        for item in self._items:
+            inputs = dict(write_inputs(self.benchmark, item, self.folder / "inputs"))
+            first = next((path for label, path in inputs.items() if label.startswith("source")), None)
+            files = {"source": first, "target": inputs.get("target"), "output": folder.output(self.benchmark, item)}
+            media: dict[str, Any] = dict.fromkeys(columns)  # a column of W&B takes clips or images, not both
+            for shown, path in files.items():
+                if path is not None and path.is_file():
+                    clip = path.suffix == ".mp4"
+                    made = wandb.Video(str(path), format="mp4") if clip else wandb.Image(str(path))
+                    media[f"{shown} {'clip' if clip else 'image'}"] = made
+            scores = [values.get((item.id, metric)) for metric in metrics]
+            rows.append([item.id, item.task, item.category, item.prompt, *media.values(), *scores])
+        names = ["id", "task", "category", "prompt", *columns, *metrics]
+        logger.log_table(f"bench/{self.benchmark.name}/items", names, rows, step=step)
+
+
+def _share(items: Sequence[Item], shard: Shard) -> list[Item]:
+    """A rank's items: of each task as many as every other rank has, as a sharded model demands.
+
+    Where a task's items run out, its first ones come again; scores of one item count once.
+    """
+    by_task: dict[str, list[Item]] = {}
+    for item in items:
+        by_task.setdefault(item.task, []).append(item)
+    padded = ((own, -(-len(own) // shard.count) * shard.count) for own in by_task.values())
+    return [own[i % len(own)] for own, total in padded for i in range(shard.index, total, shard.count)]
+
+
+@contextmanager
+def _modes_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Put every part back into the mode, training or not, that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _surviving(what: str) -> Iterator[None]:
+    """Training is worth more than a benchmark: turn any error into a warning."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("benchmark: %s: %s: %s", what, type(error).__name__, error, exc_info=True)
