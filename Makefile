@@ -19,9 +19,9 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: demo test lint gpu-test clean help
+.PHONY: demo test lint gpu-test toy-family clean help
 
-demo: $(DEMO) ## train, edit and score a tiny Bernini on the CPU; opens in runs/demo/report.html
+demo: $(DEMO) ## teach a tiny Bernini a new edit on the CPU, and score it; opens in runs/demo/report.html
 	@$(BIN)bernini demo $(ARGS)
 
 test: $(DEV) ## run the test suite; tests that need a GPU are skipped without one
@@ -34,6 +34,13 @@ lint: $(DEV) ## check style, docstrings, formatting and types
 
 gpu-test: $(DEV) ## run the tests that need a CUDA device
 	@$(BIN)python3 -m pytest -m gpu $(ARGS)
+
+toy-family: $(DEMO) ## train assets/toy anew on a GPU and score it; opens in runs/toy-family/bench/report.html
+	@$(BIN)bernini fit -c configs/toy/vae.yaml
+	@$(BIN)python3 -m datamodules.toyworld.family assets/toy
+	@$(BIN)bernini fit -c configs/toy/family.yaml
+	@$(BIN)bernini bench run toy --model assets/toy --out runs/toy-family/bench --bounds \
+		--mode v2v --omega txt=1.5,scale=1 --steps 16 --workers 8
 
 clean: ## remove the environment, caches and build outputs; runs/ and data/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

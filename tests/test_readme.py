@@ -5,12 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 from real_clips import write_pair
 
 from bernini.cli import main
 from bernini.media import probe_video
-from bernini.renderer.experts import Architecture, Experts
 
 ROOT = Path(__file__).parents[1]
 # Shorter, for the suite: what the README leaves to the configuration.
@@ -31,9 +29,6 @@ def test_own_clips_end_as_an_edited_mp4_of_the_sources_geometry(
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     write_pair(tmp_path / "clips")
-    toy = yaml.safe_load((ROOT / "configs/toy/renderer.yaml").read_text())["model"]["init_args"]["architecture"]
-    shape = Architecture(**toy)  # in place of what `make demo` trains
-    Experts(shape.build(), shape.build()).save_pretrained("runs/demo/model")
     assert [command[0] for command in commands()] == ["prepare", "fit", "predict"]
     config = (ROOT / "configs/toy/clips.yaml").read_text().replace("every_n_train_steps: 20", "every_n_train_steps: 2")
     (tmp_path / "short.yaml").write_text(config)

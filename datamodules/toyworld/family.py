@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from bernini.errors import ConfigError
 from bernini.tasks import TASKS
-from bernini.text.encoder import MAX_TOKENS
 from bernini.text.prompt import renderer_text
 from datamodules.toyworld.items import items
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 SENTENCES = 2400
 VOCABULARY = 4096
+ROWS = 48  # of context: no sentence of the toy world is longer
 HEAD_DIM = 16
 NEIGHBOURS = (-1, 1, 2, 3, -1, -2, 3, 4)  # where the heads look, layer by layer, in tokens from their own
 SHARPNESS = 6.0  # bias of that token's attention logit, beside random ones of standard deviation 1
@@ -68,7 +68,7 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
         pad_token=pad,
         eos_token=end,
         unk_token=unknown,
-        model_max_length=MAX_TOKENS,
+        model_max_length=ROWS,
         padding_side="right",
     )
 

@@ -4,30 +4,36 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from bernini.cli import main
 from bernini.media import probe_video
 
 
-def test_demo_leaves_report_figures_clips_and_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_leaves_report_figures_clips_and_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--steps", "40", "--samples", "32"]) == 0
+    assert main(["demo", "--out", str(out), "--steps", "18", "--samples", "16", "--held-out", "16"]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["items"] == 48
-    assert metrics["source"]["edit_done"] == 0 and metrics["source"]["rest_unchanged"] == 1
-    assert metrics["ceiling"]["edit_done"] > 0.8  # what the shipped VAE lets through
-    for expert in ("high", "low"):
-        assert metrics[f"loss_{expert}"]["last"] < metrics[f"loss_{expert}"]["first"]
-        assert (out / expert / "config.yaml").is_file()
-        assert len(list((out / expert / "samples" / "step-000000").glob("*.mp4"))) == 4
-    edits = [json.loads(line)["file"] for line in (out / "edits" / "predictions.jsonl").read_text().splitlines()]
-    assert len(edits) == 48
-    assert probe_video(out / "edits" / edits[0]) == {"height": 64, "width": 64, "frames": 9, "fps": 16}
+    assert metrics["items"] == 16 and metrics["steps"] == 18
+    assert metrics["source"]["edit_done"]["value"] == 0 and metrics["source"]["rest_unchanged"]["value"] == 1
+    assert metrics["ceiling"]["edit_done"]["value"] > 0.8  # what the shipped VAE lets through
+    assert metrics["before"]["edit_done"]["value"] < 0.2  # the shipped family does not know the edit
+    for name in ("before", "after"):
+        clips = sorted((out / name / "videos").rglob("*.mp4"))
+        assert len(clips) == 16 == metrics[name]["edit_done"]["n"]
+        assert probe_video(clips[0]) == {"height": 64, "width": 64, "frames": 9, "fps": 16}
+    samples = sorted((out / "fit" / "samples").iterdir())
+    assert [s.name for s in samples] == ["step-000000", "step-000006", "step-000012", "step-000018"]
+    assert all(len(list(s.glob("*.mp4"))) == 4 for s in samples)
+    assert sorted(p.name for p in (out / "fit" / "bench").iterdir())[-1] == "step-000018"
     page = (out / "report.html").read_text()
-    assert page.count("data:video/mp4;base64,") == 36
-    assert f"bernini fit -c {out / 'high.yaml'}" in page
-    assert {p.name for p in (out / "model").iterdir()} == {"transformer", "transformer_2"}
+    assert page.count("data:video/mp4;base64,") == 4 * 12  # source, before, after, target
+    assert f"bernini fit -c {out / 'fit.yaml'}" in page
+    loras = sorted((out / "fit" / "lora").glob("*.safetensors"))
+    assert len(loras) == 2
+    with safe_open(loras[0], "pt") as file:
+        assert any("lora_B" in key for key in file.keys())  # noqa: SIM118  not a dictionary
 
 
 def test_demo_leaves_a_folder_of_something_else_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from bernini.errors import ConfigError
 from bernini.renderer.experts import Architecture
 from bernini.tasks import TASKS
-from bernini.text.encoder import MAX_TOKENS, TextEncoder
+from bernini.text.encoder import TextEncoder, context_rows
 from bernini.text.prompt import renderer_text
 from bernini.vae.module import VAEArchitecture
 from datamodules.toyworld import held_out, items
 from datamodules.toyworld.data import ToyWorld, ToyWorldDataModule
-from datamodules.toyworld.family import build_text, random_encoder
+from datamodules.toyworld.family import ROWS, build_text, random_encoder
 from datamodules.toyworld.scene import COLOURS, LIGHTING, MOTIONS, PLACES, SHAPES, SIZES, TEXTURES, Scene
 
 SMALL = {"frames": 1, "height": 32, "width": 32}
@@ -170,11 +170,17 @@ def test_any_text_can_be_spelled(encoder: TextEncoder, text: str) -> None:
     assert tokenizer.decode(tokens, skip_special_tokens=True).removeprefix(" ") == text.removeprefix(" ")
 
 
-def test_texts_are_padded_on_the_right_with_token_zero(encoder: TextEncoder) -> None:
+def test_every_text_fits_the_context(encoder: TextEncoder) -> None:
+    samples = items(list(TASKS), 600, seed=9, frames=1, height=32, width=32)
+    texts = [renderer_text(sample.task, sample.prompt) for sample in samples]
+    assert max(map(len, encoder.tokenizer(texts).input_ids)) <= ROWS
+
+
+def test_texts_are_padded_on_the_right_with_token_zero(encoder: TextEncoder, folder: Path) -> None:
     short, long = encoder.tokenizer(["red", "a red circle on the left"], padding=True).input_ids
     assert len(short) == len(long)
     assert short[short.index(1) + 1 :] == [0] * (len(short) - short.index(1) - 1)
-    assert encoder.tokenizer.model_max_length == MAX_TOKENS
+    assert encoder.tokenizer.model_max_length == ROWS == context_rows(folder)
     alone, together = encoder.encode(["red"])[0], encoder.encode(["red", "a red circle on the left"])[0]
     assert torch.allclose(alone, together, atol=1e-5)
 

@@ -1,0 +1,106 @@
+"""Prepared samples stacked in the memory of a device: whole batches are gathered from it, without work per sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bernini.files import replacing
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Samples of one task whose media have the same sizes.
+
+    Attributes:
+        task: Name in the task table.
+        sources: Posteriors ``[N, 2C, t, h, w]`` of each source, in the order in which they are numbered.
+        target: Posteriors ``[N, 2C, t, h, w]``.
+        text: Text features ``[N, rows, dim]``, filled up with zero rows.
+        dropped: Features ``[rows, dim]`` of a sample whose text is dropped.
+    """
+
+    task: str
+    sources: tuple[Tensor, ...]
+    target: Tensor
+    text: Tensor
+    dropped: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def save_stacks(path: Path, stacks: Sequence[Stack]) -> None:
+    """Write stacks as one safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    for number, stack in enumerate(stacks):
+        named = {"target": stack.target, "text": stack.text, "dropped": stack.dropped}
+        named |= {f"source{place}": source for place, source in enumerate(stack.sources)}
+        tensors |= {f"{number}.{name}": tensor.contiguous() for name, tensor in named.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"tasks": " ".join(stack.task for stack in stacks)})
+
+
+def load_stacks(path: Path, device: torch.device) -> list[Stack]:
+    """Read what `save_stacks` wrote onto a device."""
+    with safe_open(path, "pt", device=str(device)) as file:
+        tasks, names = file.metadata()["tasks"].split(), sorted(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+    return [
+        Stack(
+            task,
+            tuple(tensors[name] for name in names if name.startswith(f"{number}.source")),
+            tensors[f"{number}.target"],
+            tensors[f"{number}.text"],
+            tensors[f"{number}.dropped"],
+        )
+        for number, task in enumerate(tasks)
+    ]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Stacks, and how many samples of each make a batch.
+
+    Attributes:
+        stacks: The samples.
+        counts: Samples of each stack in every batch.
+    """
+
+    stacks: tuple[Stack, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch."""
+        return sum(self.counts)
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """Rows ``[batch_size]`` of a batch as rows of each stack."""
+        ends = list(accumulate(self.counts))
+        return [rows[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One batch of a bank.
+
+    Attributes:
+        rows: ``[batch_size]`` int64, sample numbers within the stacks, one stack's after the other's.
+        cursor: Where the data order stands after this batch.
+    """
+
+    rows: Tensor
+    cursor: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: object, non_blocking: bool = False) -> "Rows":
+        """Stay where it is: the module copies the rows to where its graph reads them."""
+        return self

@@ -1,0 +1,246 @@
+"""ToyBankDataModule: toy samples drawn and encoded once, then trained from the device's memory."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bernini.conversation import Batch, Conversation
+from bernini.errors import ConfigError
+from bernini.renderer.bank import Bank, Rows, Stack, load_stacks, save_stacks
+from bernini.renderer.packing import pad_context
+from bernini.tasks import get_task
+from bernini.text.encoder import TextEncoder
+from bernini.text.prompt import renderer_text
+from bernini.vae.codec import LatentCodec
+from datamodules.loading import ErrorsAsValues, Loader
+from datamodules.order import Request, eval_requests, permutation
+from datamodules.resuming import OrderedDataModule
+from datamodules.toyworld.data import Batches, ToyWorld
+
+AT_ONCE = 256  # samples that are drawn and encoded together
+STEP = 64  # of the size of an encoded batch
+Kind = tuple[str, tuple[int, ...]]
+"""Task and frames of the sources: what samples of one stack have in common."""
+
+
+class Encoder:
+    """Turns drawn samples into stacks.
+
+    Args:
+        vae: Folder of the VAE.
+        text: Folder with ``text_encoder/`` and ``tokenizer/``.
+        rows: Context rows of a sample.
+        device: Where it runs and where the stacks lie.
+    """
+
+    def __init__(self, vae: str, text: str, rows: int, device: torch.device) -> None:
+        self.codec = LatentCodec.from_pretrained(vae).to(device)
+        self.text = TextEncoder.from_pretrained(text).to(device)
+        self.rows, self.device = rows, device
+
+    def stacks(self, batches: Iterable[Batch]) -> list[Stack]:
+        """Encode samples; those of one kind come together, in order."""
+        waiting: dict[Kind, list[Conversation]] = defaultdict(list)
+        encoded: dict[Kind, list[Stack]] = defaultdict(list)
+        for sample in (sample for batch in batches for sample in batch.samples):
+            kind = sample.task, tuple(pixels.shape[1] for pixels in _pixels(sample)[:-1])
+            waiting[kind].append(sample)
+            if len(waiting[kind]) == AT_ONCE:
+                encoded[kind].append(self._stack(waiting.pop(kind)))
+        for kind, samples in waiting.items():
+            encoded[kind].append(self._stack(samples))
+        return [_joined(parts) for _, parts in sorted(encoded.items(), key=lambda item: item[0])]
+
+    def _stack(self, samples: Sequence[Conversation]) -> Stack:
+        """Samples of one kind as a stack."""
+        columns = zip(*map(_pixels, samples), strict=True)
+        *sources, target = (self._posterior(torch.stack(column)) for column in columns)
+        task = samples[0].task
+        texts = self._features([renderer_text(task, sample.prompt) for sample in samples])
+        return Stack(task, tuple(sources), target, texts, dropped=self._features([renderer_text(task, "")])[0])
+
+    def _posterior(self, pixels: Tensor) -> Tensor:
+        """Posteriors of clips of one size; batches come in few sizes, since cuDNN makes plans for each."""
+        missing = -len(pixels) % STEP
+        padded = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
+        return self.codec.posterior(padded.to(self.device))[: len(pixels)].half()
+
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([pad_context(features.float(), self.rows) for features in self.text.encode(texts)])
+
+
+def _pixels(sample: Conversation) -> list[Tensor]:
+    """``[3, T, H, W]`` uint8 of each source, then of the target."""
+    return [m.media.pixels for m in [*sample.sources, *sample.targets]]  # type: ignore[misc, union-attr]
+
+
+def _joined(parts: Sequence[Stack]) -> Stack:
+    """Stacks of one kind as one."""
+    sources = zip(*(part.sources for part in parts), strict=True)
+    return Stack(
+        task=parts[0].task,
+        sources=tuple(torch.cat(column) for column in sources),
+        target=torch.cat([part.target for part in parts]),
+        text=torch.cat([part.text for part in parts]),
+        dropped=parts[0].dropped,
+    )
+
+
+def shares(numbers: Sequence[int], whole: int) -> list[int]:
+    """Whole numbers, 1 or more, about in proportion to ``numbers``, that add up to ``whole`` (largest remainder)."""
+    exact = [max(1.0, whole * number / sum(numbers)) for number in numbers]
+    exact = [1 + (x - 1) * (whole - len(exact)) / max(sum(exact) - len(exact), 1e-9) for x in exact]
+    parts = [int(x) for x in exact]
+    for place in sorted(range(len(exact)), key=lambda n: parts[n] - exact[n])[: whole - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+class RowsOfBank(Dataset[Rows]):
+    """Batch number n of a bank: every stack is gone through in an order of its own, shuffled anew after each pass.
+
+    Args:
+        bank: The bank.
+        seed: Seed of the orders.
+    """
+
+    def __init__(self, bank: Bank, seed: int) -> None:
+        self.bank, self.seed = bank, seed
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, number: int) -> Rows:
+        rows = [
+            self._row(stack, position)
+            for stack, count in enumerate(self.bank.counts)
+            for position in range(number * count, (number + 1) * count)
+        ]
+        return Rows(torch.tensor(rows), {"epoch": 0, "sample": number + 1})
+
+    def _row(self, stack: int, position: int) -> int:
+        size = len(self.bank.stacks[stack])
+        epoch, place = divmod(position, size)
+        if self._orders.get(stack, (-1,))[0] != epoch:
+            self._orders[stack] = (epoch, permutation(self.seed, epoch, size, stack))
+        return int(self._orders[stack][1][place])
+
+
+class ToyBankDataModule(OrderedDataModule):
+    """Draws toy samples once, encodes them on the trainer's device and keeps them there, for `BankedRendererModule`.
+
+    Every batch holds the same number of samples of each kind (task and number of sources). Which ones is a function of
+    the seed and the batch's number alone. Validation batches are held-out samples as `ToyWorldDataModule` draws them.
+
+    Args:
+        vae: Folder of the VAE.
+        text: Folder with ``text_encoder/`` and ``tokenizer/``.
+        tasks: Samples of each task in a batch.
+        rows: Context rows of a sample, as the module's ``text.rows``.
+        frames: Frames of a clip, 4k + 1 for the Wan VAE.
+        height: In pixels.
+        width: In pixels.
+        length: Samples of all tasks that are drawn, in the proportions of a batch.
+        val_length: Validation samples.
+        val_batch_size: Samples of a validation batch.
+        workers: Processes that draw; 0 draws in the training process.
+        seed: Seed of the world and of the order.
+        file: Where the encoded samples are kept for further runs of the same settings; null keeps them in memory alone.
+    """
+
+    def __init__(
+        self,
+        vae: str,
+        text: str,
+        tasks: dict[str, int],
+        rows: int = 48,
+        frames: int = 9,
+        height: int = 64,
+        width: int = 64,
+        length: int = 48000,
+        val_length: int = 96,
+        val_batch_size: int = 48,
+        workers: int = 0,
+        seed: int = 0,
+        file: str | None = None,
+    ) -> None:
+        super().__init__(workers)
+        if not tasks or min(tasks.values()) < 1 or min(length, val_length, val_batch_size) < 1 or workers < 0:
+            raise ConfigError("lengths and samples of a task are 1 or more, workers 0 or more", where="data.init_args")
+        self.vae, self.text, self.rows, self.seed = vae, text, rows, seed
+        self.tasks = {get_task(task).name: count for task, count in tasks.items()}
+        self.length, self.val_length, self.val_batch_size = length, val_length, val_batch_size
+        self._train = ToyWorld(self.tasks, frames, height, width, seed, "train")
+        self._held_out = ToyWorld(self.tasks, frames, height, width, seed, "held_out")
+        self.file = Path(file) if file else None
+        self.bank: Bank | None = None
+
+    def setup(self, stage: str) -> None:
+        """Draw and encode the training samples.
+
+        Raises:
+            ConfigError: There are several ranks, or too few samples to have all kinds of a task.
+        """
+        super().setup(stage)
+        if self.rank_and_world()[1] > 1:
+            raise ConfigError("a bank serves one device", where="trainer.devices", fix="trainer.devices: 1")
+        if stage != "fit" or self.bank:
+            return
+        device = self.trainer.strategy.root_device  # type: ignore[union-attr]
+        if self.file and self.file.is_file():
+            stacks = load_stacks(self.file, device)
+        else:
+            stacks = Encoder(self.vae, self.text, self.rows, device).stacks(self._drawn())
+            if self.file:
+                save_stacks(self.file, stacks)
+        counts: list[int] = []
+        for task, whole in sorted(self.tasks.items()):
+            sizes = [len(stack) for stack in stacks if stack.task == task]
+            if len(sizes) > whole:
+                raise ConfigError(
+                    f"{whole} samples of {task} in a batch, but they come in {len(sizes)} kinds",
+                    where=f"data.init_args.tasks.{task}",
+                    why="each number of sources is a kind of its own",
+                    fix=f"{len(sizes)} or more",
+                )
+            counts += shares(sizes, whole)
+        self.bank = Bank(tuple(stacks), tuple(counts))
+
+    def _drawn(self) -> Iterator[Batch]:
+        starts = range(0, self.length, AT_ONCE)
+        requests = [Request(list(range(s, min(s + AT_ONCE, self.length))), 0, {}) for s in starts]
+        sampler: Any = requests  # a list of them is an order, too
+        loader = DataLoader(
+            ErrorsAsValues(Batches(self._train)), sampler=sampler, batch_size=None, num_workers=self.workers
+        )
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def train_dataloader(self) -> Loader:
+        """Rows of the bank, from the cursor on; an epoch is one pass over as many samples as were drawn."""
+        assert self.bank is not None
+        steps = max(1, self.length // self.bank.batch_size)
+
+        class Numbers(Sampler[int]):
+            def __init__(self, data: ToyBankDataModule) -> None:
+                self.data = data
+
+            def __len__(self) -> int:
+                return steps
+
+            def __iter__(self) -> Iterator[int]:
+                first = self.data.cursor["sample"]
+                return iter(range(first, (first // steps + 1) * steps))
+
+        return Loader(ErrorsAsValues(RowsOfBank(self.bank, self.seed)), sampler=Numbers(self), batch_size=None)
+
+    def val_dataloader(self) -> Loader:
+        """Batches of held-out samples."""
+        requests = eval_requests(self.val_length, self.val_batch_size, *self.rank_and_world())
+        return self.loader(Batches(self._held_out), lambda: requests, len(requests), self.seed)
