@@ -39,8 +39,7 @@ toy-family: $(DEMO) ## train assets/toy anew on a GPU and score it; opens in run
 	@$(BIN)bernini fit -c configs/toy/vae.yaml
 	@$(BIN)python3 -m datamodules.toyworld.family assets/toy
 	@$(BIN)bernini fit -c configs/toy/family.yaml
-	@$(BIN)bernini bench run toy --model assets/toy --out runs/toy-family/bench --bounds \
-		--mode v2v --omega txt=1.5,scale=1 --steps 16 --workers 8
+	@$(BIN)bernini bench run toy --out runs/toy-family/bench --bounds --workers 8
 
 clean: ## remove the environment, caches and build outputs; runs/ and data/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

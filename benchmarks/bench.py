@@ -140,7 +140,7 @@ def page(options: Namespace) -> None:
 
 def _benchmark(options: Namespace) -> Benchmark:
     kind = BENCHMARKS[options.benchmark]
-    settings: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(kind)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(kind)}
     return kind(**settings)
 
 
@@ -159,7 +159,7 @@ def _sampling(options: Namespace) -> SamplingConfig:
     return SamplingConfig(
         steps=options.steps,
         shift=options.shift,
-        mode=options.mode,
+        mode=None if options.mode == "task" else options.mode,
         omegas=Omegas(**options.omega),
         seed=options.sampling_seed,
     )
@@ -238,7 +238,7 @@ def parser() -> ArgumentParser:
         for name, kind in BENCHMARKS.items():
             one = names.add_parser(name, help=kind.notes)
             _add_settings(one, kind)
-            _add_model(one)
+            _add_model(one, kind)
             if verb == "run":
                 _add_workers(one)
                 _add_examples(one)
@@ -260,7 +260,7 @@ def _add_settings(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     """An option for each field of a benchmark, with what its docstring says of it."""
     group = parser.add_argument_group("items")
     told = {p.arg_name: p.description or "" for p in parse(kind.__doc__ or "").params}
-    for setting in fields(kind):  # type: ignore[arg-type]
+    for setting in fields(kind):
         default = setting.default
         read = type(default) if isinstance(default, int | str) else _names
         shown = ",".join(default) if isinstance(default, tuple) else default
@@ -268,9 +268,10 @@ def _add_settings(parser: ArgumentParser, kind: type[Benchmark]) -> None:
         group.add_argument(f"--{setting.name.replace('_', '-')}", type=read, default=default, help=text)
 
 
-def _add_model(parser: ArgumentParser) -> None:
+def _add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add = parser.add_argument_group("model and sampling").add_argument
-    add("--model", type=Path, required=True, help="diffusers folder with transformer/ and maybe transformer_2/")
+    folder = "diffusers folder with transformer/ and maybe transformer_2/"
+    add("--model", type=Path, required="model" not in kind.defaults, help=f"{folder} (default: %(default)s)")
     add("--lora", type=Path, help="LoRA to merge: a folder, a run or a file")
     add("--vae", type=Path, help="folder of the VAE (default: the model's)")
     add("--text", type=Path, help="folder with text_encoder/ and tokenizer/ (default: the model's)")
@@ -278,15 +279,18 @@ def _add_model(parser: ArgumentParser) -> None:
     config = SamplingConfig()
     add("--steps", type=int, default=config.steps, help="solver steps (default: %(default)s)")
     add("--shift", type=float, default=config.shift, help="flow shift (default: %(default)s)")
-    add("--mode", help="guidance mode of all tasks (default: each task's own)")
-    add("--omega", type=_weights, default={}, metavar="txt=4,img=4.5", help="guidance weights: vid, img, txt, scale")
+    add("--mode", help="guidance mode of all tasks; `task` is each task's own (default: %(default)s)", default="task")
+    weights = "guidance weights: vid, img, txt, scale (default: %(default)s)"
+    add("--omega", type=_weights, default={}, metavar="txt=4,img=4.5", help=weights)
     add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="items of a task that are sampled together (default: %(default)s)")
     add("--bounds", action="store_true", help="also the unedited sources and the true targets through the VAE")
-    add("--out", type=Path, required=True, help="folder of the run; a run that is there is gone on with")
+    out = "folder of the run; a run that is there is gone on with (default: %(default)s)"
+    add("--out", type=Path, default=Path("runs/bench") / kind.name, help=out)
     _add_shard(parser)
+    parser.set_defaults(**kind.defaults)
 
 
 def _add_shard(parser: ArgumentParser) -> None:

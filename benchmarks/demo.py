@@ -27,13 +27,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.quality.chart import Chart, Curve
 from benchmarks.quality.environment import environment
-from benchmarks.quality.folder import RunFolder
+from benchmarks.quality.folder import RunFolder, read_output
 from benchmarks.quality.interface import Item
 from benchmarks.quality.report import Case, Report, Table, write_report
 from benchmarks.quality.tables import write_inputs
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
-from bernini.media import read_video
 from datamodules.prepare import write_toy_shards
 
 ROOT = Path(__file__).parents[1]
@@ -105,12 +104,11 @@ def fit_config(out: Path, steps: int) -> dict[str, Any]:
     return config
 
 
-def bench_words(out: Path, name: str, held_out: int, sampling: dict[str, Any]) -> tuple[str, ...]:
+def bench_words(out: Path, name: str, held_out: int) -> tuple[str, ...]:
     """Score the family on held-out clips; ``after`` with the LoRA."""
-    omegas = ",".join(f"{k}={v}" for k, v in sampling["omegas"].items())
     words = ["bench", "run", "toy", "--model", ASSETS, "--out", out / name, "--tasks", TASK, "--edits", EDIT]
-    words += ["--per-task", held_out, "--mode", sampling["mode"], "--omega", omegas, "--steps", sampling["steps"]]
-    words += ["--examples", 0, "--bounds"] if name == "before" else ["--examples", 0, "--lora", out / "fit" / "lora"]
+    words += ["--per-task", held_out, "--examples", 0]
+    words += ["--bounds"] if name == "before" else ["--lora", out / "fit" / "lora"]
     return tuple(map(str, words))
 
 
@@ -148,8 +146,7 @@ def run(out: Path, steps: int, samples: int, held_out: int, progress: Progress) 
 
     config = fit_config(out, steps)
     (out / "fit.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    sampling = config["model"]["init_args"]["sampling"]
-    before, after = (Command(bench_words(out, name, held_out, sampling), out / f"{name}.log") for name in RUNS)
+    before, after = (Command(bench_words(out, name, held_out), out / f"{name}.log") for name in RUNS)
     fit = Command(("fit", "-c", str(out / "fit.yaml")), out / "fit.log")
     log = out / "fit" / "logs" / "version_0" / "metrics.csv"
 
@@ -162,7 +159,9 @@ def run(out: Path, steps: int, samples: int, held_out: int, progress: Progress) 
         bar = progress.add_task("training a LoRA", total=steps)
         return lambda: progress.update(bar, completed=max(curve(log, "train/loss", "").steps, default=-1) + 1)
 
-    for command, watch in ((before, scored("before")), (fit, trained()), (after, scored("after"))):
+    steps_of = ((before, partial(scored, "before")), (fit, trained), (after, partial(scored, "after")))
+    for command, begin in steps_of:
+        watch = begin()
         command.run(watch)
         watch()
 
@@ -210,7 +209,7 @@ def sheet(out: Path, benchmark: ToyBenchmark, items: Sequence[Item]) -> torch.Te
     for item in items:
         (_, source), *_ = write_inputs(benchmark, item, out / "examples")
         files = [source, *(RunFolder(out / name).output(benchmark, item) for name in RUNS)]
-        columns.append(torch.cat([read_video(file).pixels for file in files], dim=2))  # type: ignore[misc]
+        columns.append(torch.cat([read_output(file, item) for file in files], dim=2))
     return torch.cat(columns, dim=3)
 
 

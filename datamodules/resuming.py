@@ -13,7 +13,7 @@ from datamodules.loading import ErrorsAsValues, Loader
 from datamodules.order import Request
 
 
-class Requests(DistributedSampler[Request]):
+class Requests(DistributedSampler[Any]):
     """A sampler that Lightning leaves alone, because it already divides the data between ranks.
 
     Args:
@@ -21,13 +21,13 @@ class Requests(DistributedSampler[Request]):
         length: Number of requests of a whole epoch.
     """
 
-    def __init__(self, make: Callable[[], Iterable[Request]], length: int) -> None:
+    def __init__(self, make: Callable[[], Iterable[Any]], length: int) -> None:
         self.make, self.length = make, length
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.make())
 
     def set_epoch(self, epoch: int) -> None:

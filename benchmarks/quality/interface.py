@@ -84,8 +84,9 @@ class Cell(NamedTuple):
     of: int
 
 
+@dataclass(frozen=True)
 class Benchmark(ABC):
-    """A benchmark; subclasses are frozen dataclasses whose fields are the settings that decide its items.
+    """A benchmark; subclasses are frozen dataclasses, too, whose fields are the settings that decide its items.
 
     A benchmark is sent to scoring processes, so it holds settings only; weights and data are read when they are needed.
 
@@ -94,16 +95,18 @@ class Benchmark(ABC):
         version: Changes whenever the same settings give other items or scores.
         metrics: What each score says, by its name, in the order of the table.
         notes: Where it comes from, its licence, and what its figures may be compared with.
+        defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
     metrics: ClassVar[Mapping[str, str]]
     notes: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def settings(self) -> dict[str, Any]:
         """The settings, plain JSON; the constructor takes them back."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]  # subclasses are dataclasses
+        return json.loads(json.dumps(asdict(self)))
 
     @abstractmethod
     def items(self) -> Sequence[Item]:

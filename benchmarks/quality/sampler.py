@@ -17,8 +17,9 @@ from bernini.errors import CheckpointError, DataError
 from bernini.renderer.experts import FOLDERS, Experts
 from bernini.renderer.module import RendererModule, TextConfig
 from bernini.renderer.sampling import SamplingConfig
+from bernini.stacking import map_stacked
 from bernini.tasks import get_task
-from bernini.vae.codec import LatentCodec
+from bernini.vae.codec import PIXELS_AT_ONCE, LatentCodec
 
 Sampler = Callable[[Sequence[Conversation], Sequence[int]], list[Tensor]]
 """Makes an output ``[3, T, H, W]`` uint8 for each conversation, with the noise of its seed."""
@@ -55,9 +56,10 @@ class Ceiling:
 
     def __call__(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Tensor]:
         """Encode and decode."""
-        device = self.codec.mean.device
-        targets = [pixels_of(c.targets[0]).to(device) for c in conversations]
-        return [self.codec.decode(self.codec.normalize(self.codec.posterior(t))).cpu() for t in targets]
+        codec = self.codec
+        targets = [pixels_of(c.targets[0]).to(codec.mean.device) for c in conversations]
+        made = map_stacked(lambda x: codec.decode(codec.normalize(codec.posterior(x))), targets, at_once=PIXELS_AT_ONCE)
+        return [pixels.cpu() for pixels in made]
 
 
 def unedited(conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Tensor]:

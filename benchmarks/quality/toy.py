@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -35,6 +36,12 @@ class ToyBenchmark(Benchmark):
         "Moving shapes of the toy world, scored by its verifier from pixels alone. Figures compare with those of equal "
         "version and settings only."
     )
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model": Path("assets/toy"),
+        "steps": 16,
+        "mode": "v2v",
+        "omega": {"txt": 1.5, "scale": 1.0},
+    }
     metrics: ClassVar[Mapping[str, str]] = {
         "edit_done": "everything that the edit changes is right",
         "rest_unchanged": "share of what was to stay that has stayed",

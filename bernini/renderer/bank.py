@@ -6,10 +6,11 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bernini.errors import DataError
 from bernini.files import replacing
 
 
@@ -35,32 +36,48 @@ class Stack:
         return len(self.target)
 
 
-def save_stacks(path: Path, stacks: Sequence[Stack]) -> None:
-    """Write stacks as one safetensors file."""
+def save_stacks(path: Path, stacks: Sequence[Stack], made_from: str) -> None:
+    """Write stacks as one safetensors file.
+
+    Args:
+        path: File to write.
+        stacks: What it holds.
+        made_from: Whatever decides the stacks; `load_stacks` compares it.
+    """
     tensors: dict[str, Tensor] = {}
     for number, stack in enumerate(stacks):
         named = {"target": stack.target, "text": stack.text, "dropped": stack.dropped}
         named |= {f"source{place}": source for place, source in enumerate(stack.sources)}
         tensors |= {f"{number}.{name}": tensor.contiguous() for name, tensor in named.items()}
+    kinds = " ".join(f"{stack.task}:{len(stack.sources)}" for stack in stacks)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"tasks": " ".join(stack.task for stack in stacks)})
+        save_file(tensors, temporary, {"kinds": kinds, "made_from": made_from})
 
 
-def load_stacks(path: Path, device: torch.device) -> list[Stack]:
-    """Read what `save_stacks` wrote onto a device."""
-    with safe_open(path, "pt", device=str(device)) as file:
-        tasks, names = file.metadata()["tasks"].split(), sorted(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names}
-    return [
-        Stack(
-            task,
-            tuple(tensors[name] for name in names if name.startswith(f"{number}.source")),
-            tensors[f"{number}.target"],
-            tensors[f"{number}.text"],
-            tensors[f"{number}.dropped"],
-        )
-        for number, task in enumerate(tasks)
-    ]
+def load_stacks(path: Path, device: torch.device, made_from: str) -> list[Stack]:
+    """Read what `save_stacks` wrote onto a device.
+
+    Raises:
+        DataError: The file is damaged, is something else, or was made from something else.
+    """
+    fix = "delete the file to have it made anew, or name another one"
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            told = file.metadata() or {}
+            if told.get("made_from") != made_from:
+                why = f"it was made from {told.get('made_from')}, not {made_from}"
+                raise DataError("the file holds other samples", where=str(path), why=why, fix=fix)
+            found = []
+            for number, kind in enumerate(told["kinds"].split()):
+                task, _, count = kind.partition(":")
+                target, text, dropped, *sources = (
+                    file.get_tensor(f"{number}.{name}")
+                    for name in ("target", "text", "dropped", *(f"source{place}" for place in range(int(count))))
+                )
+                found.append(Stack(task, tuple(sources), target, text, dropped))
+    except SafetensorError as error:
+        raise DataError("the file of samples cannot be read", where=str(path), why=str(error), fix=fix) from error
+    return found
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class BankedRendererModule(RendererModule):
         model, expert = self.renderer.models[name], self._experts()[name] or "single"
         cuda = self.device.type == "cuda"
         if cuda and model.attention == "auto":
-            model.attention = "flash"  # for short sequences; cuDNN takes longer to be called
+            model.attention = "flash"  # many shapes of short sequences: cuDNN would plan each
         one = StackedPass(model, bank, self.codec, self._sigmas(bank, expert), self.dropout.text)
         if not (cuda and self.cuda_graphs):
             return one

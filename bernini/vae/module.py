@@ -186,8 +186,7 @@ class VAEModule(ConfiguredOptimizer):
         statistics: Clips, the last ones trained on, whose latents the statistics are measured on.
         dtype: Dtype of the written weights.
         channels_last: Keep channels innermost in memory.
-        cuda_graphs: Record the pass over each shape of batch as a CUDA graph: launches of small kernels cost more than
-            they do.
+        cuda_graphs: Record the pass over each shape of batch as a CUDA graph, on CUDA, which saves its launches.
         seed: Seed of the latents' noise.
 
     Raises:

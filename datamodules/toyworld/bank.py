@@ -1,14 +1,15 @@
 """ToyBankDataModule: toy samples drawn and encoded once, then trained from the device's memory."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bernini.conversation import Batch, Conversation
 from bernini.errors import ConfigError
@@ -20,7 +21,7 @@ from bernini.text.prompt import renderer_text
 from bernini.vae.codec import LatentCodec
 from datamodules.loading import ErrorsAsValues, Loader
 from datamodules.order import Request, eval_requests, permutation
-from datamodules.resuming import OrderedDataModule
+from datamodules.resuming import OrderedDataModule, Requests
 from datamodules.toyworld.data import Batches, ToyWorld
 
 AT_ONCE = 256  # samples that are drawn and encoded together
@@ -66,7 +67,7 @@ class Encoder:
         return Stack(task, tuple(sources), target, texts, dropped=self._features([renderer_text(task, "")])[0])
 
     def _posterior(self, pixels: Tensor) -> Tensor:
-        """Posteriors of clips of one size; batches come in few sizes, since cuDNN makes plans for each."""
+        """Posteriors of clips of one size, in batches of few sizes: convolutions are planned for each size anew."""
         missing = -len(pixels) % STEP
         padded = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
         return self.codec.posterior(padded.to(self.device))[: len(pixels)].half()
@@ -111,23 +112,20 @@ class RowsOfBank(Dataset[Rows]):
     """
 
     def __init__(self, bank: Bank, seed: int) -> None:
-        self.bank, self.seed = bank, seed
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self.bank = bank
+        sizes = [len(stack) for stack in bank.stacks]
+        self._order = lru_cache(2 * len(sizes))(lambda stack, epoch: permutation(seed, epoch, sizes[stack], stack))
 
     def __getitem__(self, number: int) -> Rows:
-        rows = [
-            self._row(stack, position)
-            for stack, count in enumerate(self.bank.counts)
-            for position in range(number * count, (number + 1) * count)
-        ]
-        return Rows(torch.tensor(rows), {"epoch": 0, "sample": number + 1})
+        rows = [self._rows(stack, number * count, count) for stack, count in enumerate(self.bank.counts)]
+        return Rows(torch.from_numpy(np.concatenate(rows)), {"epoch": 0, "sample": number + 1})
 
-    def _row(self, stack: int, position: int) -> int:
-        size = len(self.bank.stacks[stack])
-        epoch, place = divmod(position, size)
-        if self._orders.get(stack, (-1,))[0] != epoch:
-            self._orders[stack] = (epoch, permutation(self.seed, epoch, size, stack))
-        return int(self._orders[stack][1][place])
+    def _rows(self, stack: int, first: int, count: int) -> np.ndarray:
+        """Rows at the positions from ``first`` on in a stack's endless order."""
+        epoch, place = divmod(first, len(self.bank.stacks[stack]))
+        rows = self._order(stack, epoch)[place : place + count]
+        missing = count - len(rows)
+        return np.concatenate([rows, self._rows(stack, first + len(rows), missing)]) if missing else rows
 
 
 class ToyBankDataModule(OrderedDataModule):
@@ -192,11 +190,11 @@ class ToyBankDataModule(OrderedDataModule):
             return
         device = self.trainer.strategy.root_device  # type: ignore[union-attr]
         if self.file and self.file.is_file():
-            stacks = load_stacks(self.file, device)
+            stacks = load_stacks(self.file, device, self._made_from())
         else:
             stacks = Encoder(self.vae, self.text, self.rows, device).stacks(self._drawn())
             if self.file:
-                save_stacks(self.file, stacks)
+                save_stacks(self.file, stacks, self._made_from())
         counts: list[int] = []
         for task, whole in sorted(self.tasks.items()):
             sizes = [len(stack) for stack in stacks if stack.task == task]
@@ -210,35 +208,31 @@ class ToyBankDataModule(OrderedDataModule):
             counts += shares(sizes, whole)
         self.bank = Bank(tuple(stacks), tuple(counts))
 
-    def _drawn(self) -> Iterator[Batch]:
+    def _made_from(self) -> str:
+        """The world, how many samples of it, and hashes of the weights that encode them."""
+        hashes = [
+            hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            for folder in (Path(self.vae), Path(self.text) / "text_encoder", Path(self.text) / "tokenizer")
+            for file in sorted(folder.glob("*.*"))
+        ]
+        return f"{self._train}, {self.length} samples, {self.rows} rows, {' '.join(hashes)}"
+
+    def _drawn(self) -> Loader:
         starts = range(0, self.length, AT_ONCE)
         requests = [Request(list(range(s, min(s + AT_ONCE, self.length))), 0, {}) for s in starts]
-        sampler: Any = requests  # a list of them is an order, too
-        loader = DataLoader(
-            ErrorsAsValues(Batches(self._train)), sampler=sampler, batch_size=None, num_workers=self.workers
-        )
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        return self.loader(Batches(self._train), lambda: requests, len(requests), self.seed)
 
     def train_dataloader(self) -> Loader:
         """Rows of the bank, from the cursor on; an epoch is one pass over as many samples as were drawn."""
         assert self.bank is not None
         steps = max(1, self.length // self.bank.batch_size)
 
-        class Numbers(Sampler[int]):
-            def __init__(self, data: ToyBankDataModule) -> None:
-                self.data = data
+        def numbers() -> Iterable[int]:
+            first = self.cursor["sample"]
+            return range(first, (first // steps + 1) * steps)
 
-            def __len__(self) -> int:
-                return steps
-
-            def __iter__(self) -> Iterator[int]:
-                first = self.data.cursor["sample"]
-                return iter(range(first, (first // steps + 1) * steps))
-
-        return Loader(ErrorsAsValues(RowsOfBank(self.bank, self.seed)), sampler=Numbers(self), batch_size=None)
+        rows = ErrorsAsValues(RowsOfBank(self.bank, self.seed))
+        return Loader(rows, sampler=Requests(numbers, steps), batch_size=None)  # in this process: the bank is here
 
     def val_dataloader(self) -> Loader:
         """Batches of held-out samples."""

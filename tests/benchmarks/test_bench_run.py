@@ -24,6 +24,7 @@ from bernini.renderer.lora import LoRAConfig, add_lora, save_lora, trainable
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--frames", str(FRAMES), "--size", "32", "--steps", "2", "--text-rows", "16"]
+SMALL += ["--mode", "task", "--omega", "txt=4,scale=0.8"]  # as a model that is not the toy family
 TASKS = ["--tasks", "t2i,v2v,rv2v", "--per-task", "3"]
 
 

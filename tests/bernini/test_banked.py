@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
-from bernini.errors import ConfigError
-from bernini.renderer.bank import Bank
+from bernini.errors import ConfigError, DataError
+from bernini.renderer.bank import Bank, load_stacks, save_stacks
 from bernini.renderer.banked import SIGMAS, BankedRendererModule, StackedPass
 from bernini.renderer.experts import Architecture
 from bernini.renderer.latents import DropoutConfig, noise_samples
 from bernini.renderer.packing import pack
 from bernini.vae.codec import LatentCodec
-from datamodules.toyworld.bank import shares
+from datamodules.toyworld.bank import RowsOfBank, shares
 
 ROOT = Path(__file__).parents[2]
 TINY = Architecture(num_layers=1, num_attention_heads=1, attention_head_dim=12, ffn_dim=16, text_dim=6, freq_dim=8)
@@ -69,6 +69,41 @@ def test_losses_are_those_of_the_rows_own_task(codec):
     assert seen[0].timesteps.tolist() == [1000, 1000, 0, 0]
     assert torch.equal(seen[0].context.view(4, 3, 6)[0], bank.stacks[0].dropped)
     assert torch.equal(seen[0].context.view(4, 3, 6)[3], bank.stacks[1].dropped)
+
+
+def test_kept_samples_are_read_back_and_other_ones_refused(tmp_path):
+    file, stacks = tmp_path / "bank.safetensors", [make_stack("r2v", [1] * 12, 0), make_stack("t2v", [], 1)]
+    save_stacks(file, stacks, "this world")
+    for kept, given in zip(load_stacks(file, torch.device("cpu"), "this world"), stacks, strict=True):
+        assert kept.task == given.task and len(kept.sources) == len(given.sources)
+        pairs = [*zip(kept.sources, given.sources, strict=True), (kept.target, given.target), (kept.text, given.text)]
+        assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(DataError, match="holds other samples"):
+        load_stacks(file, torch.device("cpu"), "another world")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_stacks(file, torch.device("cpu"), "this world")
+
+
+def test_every_sample_comes_once_before_any_comes_again():
+    bank = Bank((make_stack("t2v", [], 1), make_stack("v2v", [3], 2)), (3, 2))  # seven samples each
+    parts = [bank.split(RowsOfBank(bank, seed=5)[number].rows) for number in range(7)]
+    for place, count in enumerate(bank.counts):
+        rows = torch.cat([part[place] for part in parts]).tolist()
+        assert len(rows) == 7 * count
+        assert all(sorted(rows[start : start + 7]) == list(range(7)) for start in range(0, len(rows), 7))
+    assert torch.equal(RowsOfBank(bank, seed=5)[4].rows, torch.cat(parts[4]))  # whatever came before
+
+
+def test_a_second_fit_uses_the_kept_samples_unless_they_are_of_another_world(tmp_path, capsys):
+    kept = ["--data.file", str(tmp_path / "bank.safetensors")]
+    first, second = (fit(tmp_path / name, 1, *kept) for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (tmp_path / "third").mkdir()
+    config = tmp_path / "third.yaml"
+    config.write_text(CONFIG.format(root=ROOT, out=tmp_path / "third", steps=1))
+    assert main(["fit", "-c", str(config), *kept, "--data.length", "64"]) == 77
+    assert "holds other samples" in capsys.readouterr().err
 
 
 def test_sources_cannot_be_dropped():
