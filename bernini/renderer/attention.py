@@ -103,7 +103,9 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, backend: str) ->
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """All samples in one call."""
     longest_q, longest_k = (max(own) for own in zip(*lengths.pairs, strict=True))
-    return varlen_attn(q, k, v, lengths.q_starts, lengths.k_starts, longest_q, longest_k)
+    out = varlen_attn(q, k, v, lengths.q_starts, lengths.k_starts, longest_q, longest_k)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, backend: str) -> Tensor:

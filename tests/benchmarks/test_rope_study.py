@@ -198,5 +198,5 @@ def test_from_fit_to_page(tmp_path, monkeypatch, capsys):
     assert main(["table", *out, "--page", str(tmp_path / "docs" / "rope.md")]) == 0
     text = (tmp_path / "docs" / "rope.md").read_text()
     assert text.count("| plain 3D RoPE | blind to ids |") == 4
-    assert "--trainer.max_steps 2 " in text and f"{1_226_944:,}" in text and "guidance 1.5" in text
+    assert "--trainer.max_steps 2 " in text and f"{1_226_944:,}" in text and "guidance 1 (1 is none)" in text
     assert main(["score", *runs, *out, "--steps", "0"]) == 78

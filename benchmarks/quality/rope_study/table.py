@@ -257,7 +257,7 @@ SA-3D RoPE against plain 3D RoPE, which does not see source ids, and against pla
 source id. Small renderers of the toy world make clips of things that reference images show; the text calls a thing
 "the thing of image3" and says where it is and how it moves, nothing of its looks. The other images are distractors.
 The runs of one seed had the same samples in the same order, the same noise and, but for the learned vectors, the same
-weights to start from. Clips are sampled with text guidance {GUIDANCE:g}.
+weights to start from. Clips are sampled with text guidance {GUIDANCE:g} (1 is none).
 
 Figures are percentages, means over the held-out items ({data["held_out"]} for each number of images) and over
 {seeds} seed(s), with 95 % intervals from {DRAWS:,} bootstrap draws of seeds and items, paired where two are compared.
