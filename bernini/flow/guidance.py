@@ -4,8 +4,8 @@ An arm is one way of conditioning the model: which sources it sees and which tex
 
     guided = e(start) + sum_i weight_i * P(e(arm_i) - e(base_i); e(arm_i))
 
-with ``P`` the identity in velocity space, where arms may cancel out and are then not run, or adaptive projected guidance
-(APG) in the space of clean latents.
+with ``P`` the identity in velocity space, where arms may cancel out and are then not run, or adaptive projected
+guidance (APG) in the space of clean latents.
 """
 
 from dataclasses import dataclass, replace
