@@ -260,7 +260,10 @@ def _encode(file: Any, pixels: Tensor, fps: float, lossless: bool) -> None:
             options={"qp": "0"} if lossless else {"crf": "18"},
         )
         stream.height, stream.width, stream.pix_fmt = height, width, layout
-        stream.thread_type = "AUTO" if height * width > 256 * 256 else "NONE"
+        if height * width > 256 * 256:
+            stream.thread_type = "AUTO"
+        else:
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         if not lossless:
             context = stream.codec_context
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
