@@ -43,7 +43,7 @@ def score(
     todo = [item for item in own if any((item.id, metric) not in values for metric in item.metrics)]
     done = len(own) - len(todo)
     progress(done)
-    with _mapping(min(workers, len(todo))) as mapped:
+    with mapping(min(workers, len(todo))) as mapped:
         results = mapped(partial(judge_file, benchmark, folder.root), todo)
         while rows := list(islice(results, CHUNK)):
             append_scores(folder, rows)
@@ -79,7 +79,7 @@ def append_scores(folder: RunFolder, results: Sequence[tuple[Item, dict[str, flo
 
 
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """``map``, over processes if there are several; they start afresh, since CUDA and threads do not survive a fork."""
     if workers < 2:
         yield map

@@ -40,7 +40,7 @@ class ToyBenchmark(Benchmark):
         "model": Path("assets/toy"),
         "steps": 16,
         "mode": "v2v",
-        "omega": {"txt": 1.5, "scale": 1.0},
+        "omega": {"txt": 1.0, "scale": 1.0},
     }
     metrics: ClassVar[Mapping[str, str]] = {
         "edit_done": "everything that the edit changes is right",

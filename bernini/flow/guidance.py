@@ -4,7 +4,8 @@ An arm is one way of conditioning the model: which sources it sees and which tex
 
     guided = e(start) + sum_i weight_i * P(e(arm_i) - e(base_i); e(arm_i))
 
-with ``P`` the identity in velocity space, or adaptive projected guidance (APG) in the space of clean latents.
+with ``P`` the identity in velocity space, where arms may cancel out and are then not run, or adaptive projected
+guidance (APG) in the space of clean latents.
 """
 
 from dataclasses import dataclass, replace
@@ -58,8 +59,19 @@ class Mode:
     terms: tuple[Term, ...]
     apg: bool = False
 
+    def shares(self, omegas: "Omegas") -> dict[Arm, float]:
+        """What each arm counts for where differences are not projected; arms that cancel out are left out."""
+        shares = {self.start: 1.0}
+        for term in self.terms:
+            weight = getattr(omegas, term.weight)
+            shares[term.arm] = shares.get(term.arm, 0.0) + weight
+            shares[term.base] = shares.get(term.base, 0.0) - weight
+        return {arm: share for arm, share in shares.items() if share}
+
     def arms(self, omegas: "Omegas") -> list[Arm]:
-        """Distinct arms that have to be run; terms of weight 0 need none."""
+        """Distinct arms that have to be run; those without influence need not."""
+        if not self.apg:
+            return list(self.shares(omegas))
         used = [a for t in self.terms if getattr(omegas, t.weight) for a in (t.base, t.arm)]
         return list(dict.fromkeys([self.start, *used]))
 
@@ -218,16 +230,16 @@ class Guide:
             low: Whether the low-noise expert made the predictions.
         """
         weights = self._weights(low)
-        predictions = {a: x - sigma * v for a, v in velocities.items()} if self.mode.apg else velocities
+        if not self.mode.apg:
+            parts = (share * velocities[arm] for arm, share in self.mode.shares(weights).items())
+            return sum(parts, start=torch.zeros_like(x))
+        predictions = {a: x - sigma * v for a, v in velocities.items()}
         guided = predictions[self.mode.start]
         for term in self.mode.terms:
             if weight := getattr(weights, term.weight):
-                difference = predictions[term.arm] - predictions[term.base]
-                if self.mode.apg:
-                    difference = self._accelerate(term, difference)
-                    difference = self.apg.project(difference, predictions[term.arm])
-                guided = guided + weight * difference
-        return (x - guided) / sigma if self.mode.apg else guided
+                difference = self._accelerate(term, predictions[term.arm] - predictions[term.base])
+                guided = guided + weight * self.apg.project(difference, predictions[term.arm])
+        return (x - guided) / sigma
 
     def _accelerate(self, term: Term, difference: Tensor) -> Tensor:
         if self.apg.momentum:

@@ -37,7 +37,7 @@ class StackedPass(nn.Module):
         self.model = model
         self._bank, self._sigmas, self._text_dropout = bank, sigmas, text_dropout
         self._normalize = codec.normalize
-        # Samples of equal lengths lie side by side: they share one call of attention.
+        # Samples of equal lengths lie side by side: most backends of attention take them in one call.
         self._order = sorted(range(len(bank.stacks)), key=lambda n: self._tokens(bank.stacks[n]))
         self._template = self._lay_out()
 
@@ -119,6 +119,11 @@ class BankedRendererModule(RendererModule):
         self.cuda_graphs = cuda_graphs
         self._passes: dict[str, Callable[[Tensor], Tensor]] = {}
 
+    def configure_model(self) -> None:
+        """Build the transformers; the seed alone decides new weights, not what making the bank drew before."""
+        torch.manual_seed(draw_seed(self.seed, "weights"))
+        super().configure_model()
+
     def on_train_start(self) -> None:
         """Begin to gather losses."""
         super().on_train_start()
@@ -153,8 +158,8 @@ class BankedRendererModule(RendererModule):
     def _record(self, name: str, bank: Bank) -> Callable[[Tensor], Tensor]:
         model, expert = self.renderer.models[name], self._experts()[name] or "single"
         cuda = self.device.type == "cuda"
-        if cuda and model.attention == "auto":
-            model.attention = "flash"  # many shapes of short sequences: cuDNN would plan each
+        if cuda and torch.is_autocast_enabled("cuda") and model.attention == "auto":
+            model.attention = "varlen"  # one call for all of many short samples
         one = StackedPass(model, bank, self.codec, self._sigmas(bank, expert), self.dropout.text)
         if not (cuda and self.cuda_graphs):
             return one

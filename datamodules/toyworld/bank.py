@@ -18,7 +18,8 @@ from bernini.renderer.packing import pad_context
 from bernini.tasks import get_task
 from bernini.text.encoder import TextEncoder
 from bernini.text.prompt import renderer_text
-from bernini.vae.codec import LatentCodec
+from bernini.vae.codec import LatentCodec, to_unit
+from bernini.vae.whole import encode, for_whole_clips
 from datamodules.loading import ErrorsAsValues, Loader
 from datamodules.order import Request, eval_requests, permutation
 from datamodules.resuming import OrderedDataModule, Requests
@@ -42,6 +43,7 @@ class Encoder:
 
     def __init__(self, vae: str, text: str, rows: int, device: torch.device) -> None:
         self.codec = LatentCodec.from_pretrained(vae).to(device)
+        for_whole_clips(self.codec.vae)
         self.text = TextEncoder.from_pretrained(text).to(device)
         self.rows, self.device = rows, device
 
@@ -66,11 +68,13 @@ class Encoder:
         texts = self._features([renderer_text(task, sample.prompt) for sample in samples])
         return Stack(task, tuple(sources), target, texts, dropped=self._features([renderer_text(task, "")])[0])
 
+    @torch.no_grad()
     def _posterior(self, pixels: Tensor) -> Tensor:
         """Posteriors of clips of one size, in batches of few sizes: convolutions are planned for each size anew."""
         missing = -len(pixels) % STEP
         padded = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
-        return self.codec.posterior(padded.to(self.device))[: len(pixels)].half()
+        made = encode(self.codec.vae, to_unit(padded.to(self.device))).parameters[: len(pixels)]
+        return made.half().contiguous()  # random numbers are drawn in memory's order, and a file keeps none but this
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         return torch.stack([pad_context(features.float(), self.rows) for features in self.text.encode(texts)])

@@ -1,10 +1,11 @@
-"""The study of segment encodings: its batches, its scores, its intervals, and the whole path from data to page."""
+"""The study of segment encodings: equal beginnings, its scores, its intervals, and the whole path from fit to page."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,94 +13,34 @@ import pytest
 import torch
 
 from benchmarks.quality.rope_study.__main__ import main
-from benchmarks.quality.rope_study.batches import Layout
-from benchmarks.quality.rope_study.data import Batch, Clips, Examples, load
-from benchmarks.quality.rope_study.scoring import SEED, read_output, sample, settings
+from benchmarks.quality.rope_study.items import Clips, held_out, read_output, settings
 from benchmarks.quality.rope_study.table import Records, estimate, page
-from benchmarks.quality.rope_study.training import ARCHITECTURE, Recipe, draw_sigmas, train
+from bernini.cli import main as bernini
 from bernini.errors import DataError
-from bernini.flow.guidance import Omegas
-from bernini.flow.noise import NoiseConfig
 from bernini.renderer.experts import Experts
-from bernini.renderer.packing import PackedSample, Segment, pack
-from bernini.renderer.sampling import RenderRequest, SamplingConfig, Source, render, source_ids
-from bernini.tasks import get_task
 from datamodules.toyworld import Scene
 from datamodules.toyworld import render as draw_scene
 
 ROOT = Path(__file__).parents[2]
-CLIPS = Clips(frames=5, size=32)
+CLIPS = Clips(frames=5, height=32, width=32)
+ENCODINGS = ("embedding", "plain", "sa3d")
 
 
-def make_examples(draw, samples: int, count: int, channels: int = 4, width: int = 12) -> Examples:
-    sources = torch.arange(samples * count).view(samples, count) % 5
-    return Examples(draw(5, channels, 1, 4, 4), sources, draw(samples, channels, 2, 4, 4), draw(samples, 3, width))
-
-
-def test_the_study_needs_neither_av_nor_lightning_nor_wandb():
-    code = "import sys, benchmarks.quality.rope_study.__main__; print(*{m.partition('.')[0] for m in sys.modules})"
+def modules_after(import_: str) -> set[str]:
+    code = f"import sys, {import_}; print(*{{m.partition('.')[0] for m in sys.modules}})"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
-    assert not set(modules.split()) & {"av", "lightning", "wandb", "webdataset"}
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout.split())
 
 
-def test_a_filled_layout_is_the_pack_of_the_samples(randn):
-    examples = make_examples(randn(0), 6, 3)
-    first, second = examples.batch(torch.arange(3)), examples.batch(torch.arange(3, 6))
-    filled = Layout.of(first, [1, 2, 3], (1, 2, 2)).fill(second, 2 * second.targets, torch.tensor([1.0, 20.0, 300.0]))
-    expected = pack(
-        [
-            PackedSample([*map(Segment, sources, [1, 2, 3]), Segment(2 * target, 0)], context, timestep)
-            for sources, target, context, timestep in zip(
-                second.sources, second.targets, second.contexts, (1.0, 20.0, 300.0), strict=True
-            )
-        ],
-        (1, 2, 2),
-    )
-    for field in fields(expected):
-        torch.testing.assert_close(getattr(filled, field.name), getattr(expected, field.name), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("numbering", ["interpolate", "extend"])
-def test_sampling_is_that_of_the_renderer(numbering, tiny_model, randn):
-    model, examples = tiny_model(0).eval(), make_examples(randn(0), 1, 6)
-    given: Batch = examples.batch(torch.arange(1))
-    made = sample(model, examples, source_ids(6, numbering), steps=3, batch=2)
-    request = RenderRequest(
-        tuple(given.targets.shape[1:]),
-        [Source(x, is_video=False) for x in given.sources[0]],
-        given.contexts[0],
-        torch.zeros_like(given.contexts[0]),
-        "v2v",
-        SEED,
-    )
-    config = SamplingConfig(steps=3, omegas=Omegas(txt=1.0), beyond_trained=numbering)  # weight 1 is no guidance
-    (expected,) = render(Experts(model, boundary=0.0), [request], config)
-    torch.testing.assert_close(made[0], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_noise_levels_are_those_of_the_renderer():
-    drawn = draw_sigmas(Recipe("sa3d", seed=3, steps=40, batch=100)).flatten()
-    generators = [torch.Generator().manual_seed(i) for i in range(4000)]
-    expected = torch.tensor(NoiseConfig().draw_sigmas([get_task("r2v")] * 4000, "single", generators))
-    quantiles = torch.linspace(0.05, 0.95, 10)
-    torch.testing.assert_close(drawn.quantile(quantiles), expected.quantile(quantiles), rtol=0, atol=0.03)
-
-
-def test_training_learns_and_encodings_see_the_same(randn, tmp_path):
-    examples = {count: make_examples(randn(count), 4, count, channels=16, width=64) for count in (1, 2)}
-    examples = {count: replace(e, targets=0.1 * e.targets) for count, e in examples.items()}
-    losses = {
-        encoding: train(Recipe(encoding, 0, 30, 8, 2e-3), examples, tmp_path / encoding)["loss"]
-        for encoding in ("plain", "embedding")
-    }
-    assert losses["plain"][0] == losses["embedding"][0]
-    assert losses["plain"] != losses["embedding"]
-    assert all(np.mean(loss[-5:]) < 0.8 * np.mean(loss[:5]) for loss in losses.values())
+def test_the_study_needs_neither_av_nor_wandb_and_its_reading_processes_no_models():
+    commands = modules_after("benchmarks.quality.rope_study.__main__")
+    assert "benchmarks" in commands and not commands & {"av", "wandb", "webdataset"}
+    reading = modules_after("benchmarks.quality.rope_study.items, benchmarks.quality.scoring")
+    assert "benchmarks" in reading and not reading & {"av", "wandb", "webdataset", "lightning"}
 
 
 def two_things(references: int):
-    items = (CLIPS.item("held_out", references, index) for index in range(99))
+    items = (held_out(CLIPS, references, index) for index in range(99))
     return next(item for item in items if len(item.info["truth"]["target"]["things"]) == 2)
 
 
@@ -127,7 +68,7 @@ def test_things_that_swap_places_are_not_in_place():
 
 def test_the_named_images_are_those_of_the_things():
     for index in range(20):
-        item = CLIPS.item("held_out", 10, index)
+        item = held_out(CLIPS, 10, index)
         truth, record = item.info["truth"], read_output(item, item.targets[0].media.pixels)
         assert len(item.sources) == 10
         for number, image in zip(truth["references"], record["named"], strict=True):
@@ -161,15 +102,20 @@ def write_study(folder: Path, scores: dict[str, float], seeds: dict[str, tuple[i
         ]
 
     folder.mkdir()
-    data = {"frames": 9, "size": 64, "samples": 100, "held_out": 4}
+    data = {"frames": 9, "height": 64, "width": 64, "held_out": 4}
     (folder / "vae.json").write_text(json.dumps({"encoding": "vae", "data": data, "records": records("plain", 0.9)}))
-    machine = {"processor": "P", "gpu": "G", "torch": "2", "date": "D"}
+    facts = {
+        "recipe": {"steps": 7, "batch": 5, "lr": 0.1, "samples": 100},
+        "data": data,
+        "sampling_steps": 16,
+        "parameters": 3,
+        "loss": 1.0,
+        "environment": {"processor": "P", "gpu": "G", "torch": "2", "date": "D"},
+    }
     for encoding, value in scores.items():
-        run = {"recipe": {"steps": 7, "batch": 5, "lr": 0.1}, "parameters": 3, "loss": [1.0], "seconds": 2.0}
-        run["environment"] = machine
         for seed in seeds[encoding]:
-            facts = {"encoding": encoding, "seed": seed, "sampling_steps": 16, "run": run}
-            (folder / f"{encoding}-{seed}.json").write_text(json.dumps({**facts, "records": records(encoding, value)}))
+            run = {"encoding": encoding, "seed": seed, **facts, "records": records(encoding, value)}
+            (folder / f"{encoding}-{seed}.json").write_text(json.dumps(run))
 
 
 def test_verdicts_follow_the_figures(tmp_path):
@@ -194,38 +140,63 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     (tmp_path / "b" / "plain-0.json").write_text(json.dumps(other))
     with pytest.raises(DataError, match="other items"):
         Records(tmp_path / "b")
-    with pytest.raises(DataError, match="no samples"):
+    write_study(tmp_path / "d", scores, dict.fromkeys(scores, (0,)))
+    other["recipe"]["steps"] = 8
+    (tmp_path / "d" / "plain-0.json").write_text(json.dumps(other))
+    with pytest.raises(DataError, match="differ in recipe"):
+        Records(tmp_path / "d")
+    with pytest.raises(DataError, match="no bounds"):
         Records(tmp_path / "c")
 
 
-def test_from_data_to_page(tmp_path, capsys):
-    out = ["--out", str(tmp_path)]
-    assert main(["train", *out, "--encoding", "sa3d"]) == 77
-    assert "rope_study data" in capsys.readouterr().err
-    sizes = "--samples 4 --held-out 2 --frames 5 --size 32 --workers 1 --device cpu"
-    assert main(["data", *out, *sizes.split()]) == 0
-    examples = load(tmp_path / "train.safetensors", torch.device("cpu"))
-    assert [e.sources.shape for e in examples.values()] == [(4, k) for k in (1, 2, 3, 4, 5)]
-    assert examples[5].targets.shape == (4, 16, 2, 4, 4)
-    for encoding in ("sa3d", "plain", "embedding"):
-        which = [*out, "--encoding", encoding, "--device", "cpu"]
-        assert main(["train", *which, "--steps", "3", "--batch", "2"]) == 0
-        assert main(["score", *which, "--steps", "1", "--workers", "0"]) == 0
-        run = json.loads((tmp_path / f"{encoding}-0.json").read_text())
-        found = {(r["references"], r["numbering"]) for r in run["records"]}
-        assert found == set(settings(encoding)) and len(run["records"]) == 2 * len(found)
+def fit(folder: Path, encoding: str, monkeypatch: pytest.MonkeyPatch, lr: float = 0.002) -> Path:
+    """Train for two steps on tiny clips; the first run makes the samples for all."""
+    run = folder / f"{encoding}-0"
+    monkeypatch.setenv("RUN", str(run))
+    monkeypatch.chdir(ROOT)
+    chosen = ["--model.init_args.architecture.segment_encoding", encoding, "--seed_everything", "0"]
+    schedule = "--model.lr_scheduler.init_args"
+    tiny = "--trainer.max_steps=2 --trainer.accelerator=cpu --trainer.precision=32-true --trainer.log_every_n_steps=1"
+    size = "--data.length=32 --data.frames=5 --data.height=32 --data.width=32 --data.workers=0"
+    rates = [f"{schedule}.total_steps=3", f"{schedule}.max_lr={lr}", f"--data.file={folder / 'bank.safetensors'}"]
+    more = ["--data.tasks={r2v: 8}", "--trainer.enable_progress_bar=false"]
+    arguments = [*chosen, *tiny.split(), *size.split(), *rates, *more]
+    assert bernini(["fit", "-c", "configs/toy/rope.yaml", *arguments]) == 0
+    return run
+
+
+def test_runs_of_one_seed_differ_in_the_encoding_alone(tmp_path, monkeypatch):
+    weights, losses = {}, {}
+    for encoding in ENCODINGS:  # the first makes the samples, the others read them
+        run = fit(tmp_path, encoding, monkeypatch, lr=0.0)
+        weights[encoding] = Experts.from_pretrained(run).at(0).state_dict()
+        with (run / "logs" / "metrics.csv").open() as file:
+            losses[encoding] = [row["train/loss"] for row in csv.DictReader(file)]
+    vectors = weights["embedding"].pop("segment_embedding.weight")
+    assert not vectors.any()
+    for encoding in ("plain", "embedding"):
+        assert weights[encoding].keys() == weights["sa3d"].keys()
+        assert all(torch.equal(weights[encoding][name], weights["sa3d"][name]) for name in weights["sa3d"])
+    assert len(losses["plain"]) == 2 and losses["plain"] == losses["embedding"] != losses["sa3d"]
+
+
+def test_from_fit_to_page(tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "scores")]
+    assert main(["score", str(tmp_path), *out]) == 77
+    assert "configs/toy/rope.yaml" in capsys.readouterr().err
+    runs = [str(fit(tmp_path, encoding, monkeypatch)) for encoding in ENCODINGS]
+    few = [*out, "--device", "cpu", "--held-out", "3", "--batch", "2"]
+    assert main(["bounds", *few, "--frames", "5", "--size", "32", "--workers", "2"]) == 0
+    assert main(["score", *runs, *few, "--steps", "1", "--workers", "0"]) == 0
+    assert "sa3d-0: 10 images, fractional ids: " in capsys.readouterr().out
+    for encoding in ENCODINGS:
+        scores = json.loads((tmp_path / "scores" / f"{encoding}-0.json").read_text())
+        found = {(r["references"], r["numbering"]) for r in scores["records"]}
+        assert found == set(settings(encoding)) and len(scores["records"]) == 3 * len(found)
+        assert scores["recipe"] == {"steps": 2, "batch": 8, "lr": 0.002, "samples": 32}
+        assert (scores["encoding"], scores["seed"]) == (encoding, 0) and scores["loss"] > 0
     assert main(["table", *out, "--page", str(tmp_path / "docs" / "rope.md")]) == 0
     text = (tmp_path / "docs" / "rope.md").read_text()
     assert text.count("| plain 3D RoPE | blind to ids |") == 4
-    assert "--steps 3 --batch 2" in text and f"{1_226_944:,}" in text
-    assert main(["score", *out, "--encoding", "sa3d", "--seed", "7"]) == 77
-    assert main(["train", *out, "--encoding", "sa3d", "--steps", "0"]) == 78
-
-
-def test_encodings_of_the_study_differ_in_nothing_else():
-    shapes = {
-        encoding: {n: p.shape for n, p in replace(ARCHITECTURE, segment_encoding=encoding).build().named_parameters()}
-        for encoding in ("sa3d", "plain", "embedding")
-    }
-    assert shapes["sa3d"] == shapes["plain"]
-    assert set(shapes["embedding"]) - set(shapes["sa3d"]) == {"segment_embedding.weight"}
+    assert "--trainer.max_steps 2 " in text and f"{1_226_944:,}" in text and "guidance 1 (1 is none)" in text
+    assert main(["score", *runs, *out, "--steps", "0"]) == 78

@@ -64,24 +64,25 @@ def test_arms_that_see_the_same_run_once(tiny_model, randn, watch):
     assert len(calls[0].token_lengths) == 3
 
 
-def test_terms_of_weight_zero_run_no_arm(tiny_model, randn, watch):
+@pytest.mark.parametrize(("vid", "arms"), [(1.5, 2), (1.0, 1)])
+def test_arms_without_influence_are_not_run(vid, arms, tiny_model, randn, watch):
     model = tiny_model()
     calls = watch(model)
-    config = SamplingConfig(steps=1, omegas=Omegas(vid=1.0, img=0.0, txt=0.0))
+    config = SamplingConfig(steps=1, omegas=Omegas(vid=vid, img=0.0, txt=0.0))
     render(Experts(model, boundary=0.0), [request("rv2v", randn(0), 1, 1)], config)
-    assert len(calls[0].token_lengths) == 2
+    assert len(calls[0].token_lengths) == arms
     assert get_mode("rv2v").arms(Omegas(0, 0, 0)) == [Arm("none", "negative")]
 
 
 def test_weights_are_scaled_after_the_switch():
     mode, draw = get_mode("rv2v"), torch.Generator().manual_seed(0)
-    guide = Guide(mode, Omegas(vid=2.0, img=3.0, txt=5.0, scale=0.5), APG())
+    guide = Guide(mode, Omegas(vid=4.0, img=3.0, txt=5.0, scale=0.5), APG())
     arms = guide.arms(low=False)
     assert len(arms) == 4 and guide.arms(low=True) == arms
     start, video, both, text = (torch.randn(SHAPE, generator=draw) for _ in arms)
     velocities = dict(zip(arms, (start, video, both, text), strict=True))
     for low, factor in ((False, 1.0), (True, 0.5)):
-        expected = start + factor * (2 * (video - start) + 3 * (both - video) + 5 * (text - both))
+        expected = start + factor * (4 * (video - start) + 3 * (both - video) + 5 * (text - both))
         torch.testing.assert_close(guide.combine(velocities, torch.zeros(SHAPE), 0.9, low), expected)
     silent = Guide(mode, Omegas(scale=0.0), APG())
     assert silent.arms(low=True) == [Arm("none", "negative")]

@@ -1,168 +1,182 @@
-"""Sampling held-out items and reading them with the verifier, one record per item and numbering of its sources."""
+"""Sampling the held-out items with a run's renderer, one record per item and numbering of its sources."""
 
+import csv
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import yaml
+from numpy.typing import NDArray
 
 from benchmarks.quality.environment import environment
-from benchmarks.quality.rope_study.batches import Layout, attention, predict
-from benchmarks.quality.rope_study.data import BEYOND, COMPARED, Clips, Examples, Map, Pixels
+from benchmarks.quality.rope_study.items import (
+    BEYOND,
+    COMPARED,
+    NUMBERINGS,
+    TASK,
+    Clips,
+    Record,
+    held_out,
+    read_output,
+    settings,
+)
+from benchmarks.quality.sampler import Ceiling, Renderer, Sampler, load_renderer
+from benchmarks.quality.toy import ToyBenchmark
 from bernini.conversation import Conversation
-from bernini.flow.solvers import SOLVERS
-from bernini.renderer.experts import Experts
-from bernini.renderer.sampling import BeyondTrained, SamplingConfig, source_ids
-from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.errors import DataError
+from bernini.flow.guidance import Omegas
+from bernini.renderer.sampling import SamplingConfig
 from bernini.vae.codec import LatentCodec
-from datamodules.toyworld import Scene, Thing, judge, read
 
-NUMBERINGS: dict[str, BeyondTrained] = {"integer": "extend", "fractional": "interpolate"}
-SEED = 42
-
-Record = dict[str, Any]
+ASSETS = Path(__file__).parents[3] / "assets" / "toy"
 
 
-def settings(encoding: str) -> list[tuple[int, str]]:
-    """Numbers of references, each with the numberings that make a difference to the encoding."""
-    beyond = ["integer"] if encoding == "plain" else list(NUMBERINGS)
-    return [*((k, "integer") for k in COMPARED), *((k, numbering) for k in BEYOND for numbering in beyond)]
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells of its training.
 
-
-def _looks(thing: Thing) -> tuple[str, str, str]:
-    return thing.shape, thing.colour, thing.texture
-
-
-def _agreement(found: Sequence[str], wanted: Sequence[str]) -> float:
-    """Share of the wanted looks that were found."""
-    return sum(a == b for a, b in zip(found, wanted, strict=False)) / len(wanted)
-
-
-def read_output(item: Conversation, output: Tensor) -> Record:
-    """Score one output.
-
-    Args:
-        item: A subject-to-video item of the toy world.
-        output: ``[3, T, H, W]`` uint8.
-
-    Returns:
-        ``in_place``, the share right of shape, colour and texture of what is seen at the place of each thing that an
-        image shows: the verifier's own ``identity`` lets two things swap places. ``chance``, what ``in_place`` would be
-        on average if each thing came from any of the images alike. ``copied``, the share of things that look like one
-        of the images, whichever. ``named``, the numbers of the images in the text. The verifier's ``identity``,
-        ``attributes`` and ``motion``.
+    Attributes:
+        folder: The run's folder, with ``transformer/``.
+        encoding: How sources are told apart.
+        seed: Of samples, weights and noise.
+        rows: Context rows of a text.
+        clips: Size of the clips.
+        recipe: ``steps``, ``batch``, ``lr`` (its peak) and ``samples``.
+        loss: The last mean loss that was logged.
     """
-    truth = item.info["truth"]
-    wanted = Scene.from_json(truth["target"]).things
-    shown = [_looks(Scene.from_json(row).things[0]) for row in truth["sources"]]
-    seen = read(output).scene.things[: len(wanted)]
-    at_place = {thing.place: _looks(thing) for thing in seen}
-    right = [_agreement(at_place.get(thing.place, ()), _looks(thing)) for thing in wanted]
-    by_chance = [_agreement(look, _looks(thing)) for thing in wanted for look in shown]
-    scores = judge(item, output)
-    return {
-        "key": item.key,
-        "named": [int(number) for number in re.findall(r"image(\d+)", truth["instruction"])],
-        "in_place": sum(right) / len(right),
-        "chance": sum(by_chance) / len(by_chance),
-        "copied": sum(_looks(thing) in shown for thing in seen) / len(wanted),
-        **{name: scores[name] for name in ("identity", "attributes", "motion")},
-    }
+
+    folder: Path
+    encoding: str
+    seed: int
+    rows: int
+    clips: Clips
+    recipe: dict[str, float]
+    loss: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read ``config.yaml`` and the metrics.
+
+        Raises:
+            DataError: A file is missing, or of something else.
+        """
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            model, data = config["model"]["init_args"], config["data"]["init_args"]
+            with (folder / "logs" / "metrics.csv").open() as file:
+                losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+            return cls(
+                folder,
+                model["architecture"]["segment_encoding"],
+                config["seed_everything"],
+                model["text"]["rows"],
+                Clips(data["frames"], data["height"], data["width"]),
+                {
+                    "steps": config["trainer"]["max_steps"],
+                    "batch": data["tasks"][TASK],
+                    "lr": model["lr_scheduler"]["init_args"]["max_lr"],
+                    "samples": data["length"],
+                },
+                losses[-1],
+            )
+        except (OSError, LookupError, TypeError) as error:
+            raise DataError(
+                "this is no finished run of the study",
+                where=str(folder),
+                why=f"{type(error).__name__}: {error}",
+                fix="train it with configs/toy/rope.yaml, and RUN set to this folder",
+            ) from error
 
 
-def _read_held_out(clips: Clips, references: int, numbered: tuple[int, Pixels]) -> Record:
-    index, output = numbered
-    return read_output(clips.item("held_out", references, index), torch.from_numpy(output))
+def _read_array(item: Conversation, output: NDArray[np.uint8]) -> Record:
+    return read_output(item, torch.from_numpy(output))
 
 
-@torch.no_grad()
-def sample(
-    model: PackedWanTransformer3DModel, examples: Examples, ids: Sequence[float], steps: int, batch: int
-) -> Tensor:
-    """Latents for all items, without guidance; the noise depends on the item's number alone.
-
-    Args:
-        model: The transformer.
-        examples: Items with one number of sources.
-        ids: Ids of the sources.
-        steps: Solver steps.
-        batch: Items at once.
-
-    Returns:
-        ``[N, C, t, h, w]`` fp32.
-    """
-    config = SamplingConfig(steps=steps)
-    device = examples.targets.device
-    noise = torch.randn(examples.targets.shape, generator=torch.Generator().manual_seed(SEED)).to(device)
-    made = []
-    for items in torch.arange(len(examples), device=device).split(batch):
-        given, x = examples.batch(items), noise[items]
-        layout = Layout.of(given, ids, model.patch)
-        solver = SOLVERS[config.solver](config.steps, config.shift)
-        for index, timestep in enumerate(solver.timesteps):
-            timesteps = torch.full((len(items),), float(timestep), device=device)
-            rows = predict(model, layout.fill(given, x, timesteps))
-            x = solver.step(index, layout.latents(rows), x)
-        made.append(x)
-    return torch.cat(made)
-
-
-def decode(codec: LatentCodec, latents: Tensor, batch: int) -> Iterator[Pixels]:
-    """Pixels ``[3, T, H, W]`` uint8 of latents ``[N, C, t, h, w]``."""
-    for part in latents.split(batch):
-        yield from codec.decode(part).cpu().numpy()
-
-
+@dataclass(frozen=True)
 class Scorer:
     """Scores held-out items.
 
-    Args:
-        examples: Held-out items by number of references.
-        clips: Size of their clips.
-        codec: The VAE, on the examples' device.
-        batch: Items that are sampled and decoded at once.
-        mapped: Maps over outputs to be read, see `workers`.
+    Attributes:
+        items: Items of each number of references.
+        batch: Items that are sampled at once.
+        device: Of the models.
+        mapped: Maps over outputs to be read, as ``map`` does.
     """
 
-    def __init__(
-        self, examples: dict[int, Examples], clips: Clips, codec: LatentCodec, batch: int, mapped: Map
-    ) -> None:
-        self.examples, self.clips, self.codec, self.batch, self.mapped = examples, clips, codec, batch, mapped
+    items: int
+    batch: int
+    device: torch.device
+    mapped: Callable[..., Iterator[Any]]
 
-    def ceiling(self) -> list[Record]:
-        """Records of the true targets, which went through the VAE alone."""
-        runs = [(count, "integer") for count in self.examples]
-        return self._records(runs, lambda count, _: self.examples[count].targets)
+    def bounds(self, clips: Clips) -> dict[str, Any]:
+        """Scores of the true targets, which went through the VAE alone."""
+        ceiling = Ceiling(LatentCodec.from_pretrained(ASSETS / "vae").to(self.device))
+        records = [self._records("vae", ceiling, clips, count, "integer") for count in (*COMPARED, *BEYOND)]
+        return {"encoding": "vae", **self._facts(clips), "records": [*chain.from_iterable(records)]}
 
-    def model(self, folder: Path, steps: int) -> list[Record]:
-        """Records of a trained renderer.
+    def run(self, run: Run, steps: int) -> dict[str, Any]:
+        """Scores of a trained renderer.
 
         Args:
-            folder: Folder of its run.
+            run: The run.
             steps: Solver steps.
         """
-        device = self.codec.mean.device
-        model = Experts.from_pretrained(folder).to(device).eval().at(0)
-        model.attention = attention(device)
-
-        def make(count: int, numbering: str) -> Tensor:
-            return sample(model, self.examples[count], source_ids(count, NUMBERINGS[numbering]), steps, self.batch)
-
-        return self._records(settings(model.segment_encoding), make)
-
-    def _records(self, runs: list[tuple[int, str]], make: Callable[[int, str], Tensor]) -> list[Record]:
         records: list[Record] = []
-        for count, numbering in runs:
-            outputs = decode(self.codec, make(count, numbering), self.batch)
-            found = self.mapped(partial(_read_held_out, self.clips, count), enumerate(outputs))
-            records += [{"references": count, "numbering": numbering, **record} for record in found]
+        renderer = self._renderer(run, steps)
+        module = renderer.module
+        for count, numbering in settings(run.encoding):
+            module.sampling = replace(module.sampling, beyond_trained=NUMBERINGS[numbering])
+            records += self._records(run.folder.name, renderer, run.clips, count, numbering)
+        facts = {"encoding": run.encoding, "seed": run.seed, "recipe": run.recipe, "loss": run.loss}
+        parameters = sum(p.numel() for p in module.renderer.parameters())
+        facts |= {"parameters": parameters, "sampling_steps": steps, **self._facts(run.clips)}
+        return {**facts, "environment": environment(), "records": records}
+
+    def _facts(self, clips: Clips) -> dict[str, Any]:
+        return {"data": {**asdict(clips), "held_out": self.items}}
+
+    def _renderer(self, run: Run, steps: int) -> Renderer:
+        defaults = ToyBenchmark.defaults
+        config = SamplingConfig(
+            steps=steps,
+            mode=defaults["mode"],
+            omegas=Omegas(**defaults["omega"]),
+            max_pack=2 * self.batch,  # with and without text
+        )
+        return load_renderer(
+            run.folder,
+            lora=None,
+            vae=ASSETS,
+            text=ASSETS,
+            rows=run.rows,
+            config=config,
+            dtype="float32",
+            device=self.device,
+        )
+
+    def _records(self, name: str, sampler: Sampler, clips: Clips, count: int, numbering: str) -> list[Record]:
+        """Records of one number of references; an item's noise depends on its own number alone."""
+        started, found = time.monotonic(), []
+        for first in range(0, self.items, self.batch):
+            numbers = range(first, min(first + self.batch, self.items))
+            items = [held_out(clips, count, number) for number in numbers]
+            outputs = [pixels.numpy() for pixels in sampler(items, numbers)]
+            told = [Conversation(TASK, [], key=item.key, info=item.info) for item in items]
+            found.append(self.mapped(_read_array, told, outputs))
+        records = [{"references": count, "numbering": numbering, **r} for r in chain.from_iterable(found)]
+        in_place = 100 * sum(r["in_place"] for r in records) / len(records)
+        seconds = time.monotonic() - started
+        print(f"{name}: {count} images, {numbering} ids: {in_place:.1f} % in place, {seconds:.1f} s", flush=True)
         return records
 
 
-def write_scores(path: Path, records: list[Record], **facts: Any) -> None:
-    """Write records beside what they are records of."""
-    path.write_text(json.dumps({**facts, "environment": environment(), "records": records}) + "\n")
+def write_scores(path: Path, scores: dict[str, Any]) -> None:
+    """Write what `Scorer` made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(scores) + "\n")

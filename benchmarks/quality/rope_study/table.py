@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.rope_study.data import BEYOND, COMPARED, TRAINED
+from benchmarks.quality.rope_study.items import BEYOND, COMPARED, TRAINED
+from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import DataError
 from bernini.files import replacing
 
@@ -28,6 +29,7 @@ METRICS = {
     "copied": "things that look like one of the images, whichever",
 }
 DRAWS = 2000
+GUIDANCE: float = ToyBenchmark.defaults["omega"]["txt"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class Records:
     def __init__(self, folder: Path) -> None:
         vae = folder / "vae.json"
         if not vae.is_file():
-            raise DataError("the study has no samples", where=str(vae), fix="run its `data` command first")
+            raise DataError("the study has no bounds", where=str(vae), fix="run its `bounds` command first")
         self.vae = json.loads(vae.read_text())
-        files = [file for encoding in ENCODINGS for file in sorted(folder.glob(f"{encoding}-*.json"))]
+        files = sorted(file for file in folder.glob("*.json") if file != vae)
         self.runs: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
         self.seeds = {e: sorted(run["seed"] for run in self.runs if run["encoding"] == e) for e in ENCODINGS}
         if not self.runs or len({tuple(seeds) for seeds in self.seeds.values()}) > 1:
@@ -89,6 +91,9 @@ class Records:
                 why=f"their seeds differ ({given})",
                 fix="train and score every encoding from the same seeds",
             )
+        for name in ("recipe", "sampling_steps"):
+            if any(run[name] != self.runs[0][name] for run in self.runs):
+                raise DataError(f"the runs differ in {name}", where=str(folder), fix="train and score them all alike")
         self._cells: dict[Cell, list[list[dict[str, Any]]]] = defaultdict(list)
         for run in sorted([self.vae, *self.runs], key=lambda run: run.get("seed", 0)):
             rows: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
@@ -97,7 +102,8 @@ class Records:
             for cell, found in rows.items():
                 self._cells[cell].append(found)
         for cell, kept in self._cells.items():
-            if len({tuple(r["key"] for r in rows) for rows in [*kept, *self._cells["vae", cell[1], "integer"]]}) > 1:
+            keys = {tuple(r["key"] for r in rows) for rows in [*kept, *self._cells["vae", cell[1], "integer"]]}
+            if len(keys) > 1 or any(run["data"] != self.vae["data"] for run in self.runs):
                 raise DataError(
                     f"runs of {cell[0]} were scored on other items than the VAE",
                     where=str(folder),
@@ -209,26 +215,30 @@ def _bullets(lines: Sequence[str]) -> str:
 def _training(records: Records) -> str:
     rows = []
     for encoding, name in ENCODINGS.items():
-        facts = [run["run"] for run in records.runs if run["encoding"] == encoding]
-        losses = ", ".join(f"{fact['loss'][-1]:.4f}" for fact in facts)
-        seconds = ", ".join(f"{fact['seconds']:.0f}" for fact in facts)
-        rows.append([name, f"{facts[0]['parameters']:,}", losses, seconds])
-    return _table(["", "parameters", "last loss of each seed", "seconds of training"], rows)
+        runs = sorted((run for run in records.runs if run["encoding"] == encoding), key=lambda run: run["seed"])
+        losses = ", ".join(f"{run['loss']:.4f}" for run in runs)
+        rows.append([name, f"{runs[0]['parameters']:,}", losses])
+    return _table(["", "parameters", "last logged loss of each seed"], rows)
 
 
 def _commands(records: Records) -> str:
     data, run = records.vae["data"], records.runs[0]
-    recipe, program = run["run"]["recipe"], "python -m benchmarks.quality.rope_study"
-    sizes = f"--samples {data['samples']} --held-out {data['held_out']} --frames {data['frames']} --size {data['size']}"
+    recipe, program = run["recipe"], "python -m benchmarks.quality.rope_study"
     seeds = " ".join(map(str, records.seeds["sa3d"]))
+    schedule = "--model.init_args.lr_scheduler.init_args"
     return "\n".join(
         [
-            f"{program} data {sizes}",
-            f"for encoding in {' '.join(ENCODINGS)}; do for seed in {seeds}; do",
-            f"  {program} train --encoding $encoding --seed $seed --steps {recipe['steps']} --batch {recipe['batch']} "
-            f"--lr {recipe['lr']:g}",
-            f"  {program} score --encoding $encoding --seed $seed --steps {run['sampling_steps']}",
+            f"for seed in {seeds}; do for encoding in {' '.join(ENCODINGS)}; do",
+            "  RUN=runs/rope/$encoding-$seed bernini fit -c configs/toy/rope.yaml --seed_everything $seed \\",
+            "    --data.file runs/rope/bank-$seed.safetensors \\",
+            "    --model.init_args.architecture.segment_encoding $encoding \\",
+            f"    --trainer.max_steps {recipe['steps']} {schedule}.total_steps {recipe['steps']} \\",
+            f"    {schedule}.max_lr {recipe['lr']:g} --data.tasks '{{r2v: {recipe['batch']}}}' \\",
+            f"    --data.length {recipe['samples']} --data.frames {data['frames']} --data.height {data['height']} "
+            f"--data.width {data['width']}",
             "done; done",
+            f"{program} bounds --held-out {data['held_out']} --frames {data['frames']} --size {data['height']}",
+            f"{program} score runs/rope/*-[0-9] --held-out {data['held_out']} --steps {run['sampling_steps']}",
             f"{program} table",
         ]
     )
@@ -237,7 +247,7 @@ def _commands(records: Records) -> str:
 def page(records: Records) -> str:
     """The page, in Markdown."""
     data, run = records.vae["data"], records.runs[0]
-    recipe, machine = run["run"]["recipe"], run["run"]["environment"]
+    recipe, machine = run["recipe"], run["environment"]
     differences, verdicts = _differences(records)
     early = cast(Callable[[int], Bools], records.early)
     seeds, last = len(records.seeds["sa3d"]), max(TRAINED)
@@ -246,8 +256,8 @@ def page(records: Records) -> str:
 SA-3D RoPE against plain 3D RoPE, which does not see source ids, and against plain 3D RoPE with a learned vector per
 source id. Small renderers of the toy world make clips of things that reference images show; the text calls a thing
 "the thing of image3" and says where it is and how it moves, nothing of its looks. The other images are distractors.
-For a seed, all encodings had the same samples, noise, steps and, but for the learned vectors, weights to start from.
-Clips are sampled without guidance.
+The runs of one seed had the same samples in the same order, the same noise and, but for the learned vectors, the same
+weights to start from. Clips are sampled with text guidance {GUIDANCE:g} (1 is none).
 
 Figures are percentages, means over the held-out items ({data["held_out"]} for each number of images) and over
 {seeds} seed(s), with 95 % intervals from {DRAWS:,} bootstrap draws of seeds and items, paired where two are compared.
@@ -291,11 +301,11 @@ Copied: {METRICS["copied"]}.
 
 ## How it was made
 
-{recipe["steps"]:,} steps of {recipe["batch"]} samples, all with the same number of images, which is drawn anew for each
-step, from {data["samples"]:,} samples for each number; clips of {data["frames"]} frames of {data["size"]} x
-{data["size"]} pixels; AdamW with a peak learning rate of {recipe["lr"]:g}; a moving average of the weights is scored,
-with {run["sampling_steps"]} steps of UniPC. {machine["processor"]}; GPUs: {machine["gpu"]}; torch {machine["torch"]};
-{machine["date"]}.
+{recipe["steps"]:,} steps of {recipe["batch"]} samples; every batch holds all numbers of images. Each seed has
+{recipe["samples"]:,} samples of its own, with 1 to {last} images at random. Clips of {data["frames"]} frames of
+{data["width"]} x {data["height"]} pixels; AdamW with a peak learning rate of {recipe["lr"]:g}; a moving average of the
+weights is scored, with {run["sampling_steps"]} steps of UniPC. Scored on: {machine["processor"]}; GPUs:
+{machine["gpu"]}; torch {machine["torch"]}; {machine["date"]}.
 
 {_training(records)}
 
