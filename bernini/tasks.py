@@ -96,16 +96,25 @@ TASKS: dict[str, Task] = {
 ALIASES = {"vr2v": "rv2v"}
 """Names that the released trainer also uses."""
 
+UNDERSTANDING = ("und_img", "und_txt", "und_vid")
+"""Tasks of the planner alone, about an image, a text or a clip: the answer is text."""
+
 
 def get_task(name: str) -> Task:
     """Look a task up by name or alias.
 
     Raises:
-        ConfigError: The name is not in the table.
+        ConfigError: The name is not in the table, be it that its answer is text.
     """
     from difflib import get_close_matches
 
     key = ALIASES.get(name.lower(), name.lower())
+    if key in UNDERSTANDING:
+        raise ConfigError(
+            f"task {name!r} makes no image or clip",
+            why="its answer is text, which the planner alone learns",
+            fix=f"use one of {', '.join(TASKS)}",
+        )
     if key not in TASKS:
         near = get_close_matches(key, TASKS, 1, 0.3)
         hint = f"did you mean {near[0]!r}?" if near else ""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, add_noise, velocity_losses
 from bernini.renderer.bank import Bank, Rows, Stack
-from bernini.renderer.module import RendererModule, draw_seed
+from bernini.renderer.module import RendererModule
 from bernini.renderer.packing import Pack, PackedSample, Segment, pack, patchify, target_patches
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.seeds import draw_seed
 from bernini.tasks import get_task
 from bernini.vae.codec import LatentCodec
 

@@ -6,52 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bernini.conversation import Conversation, Media, Message
-from bernini.errors import ConfigError, DataError
+from bernini.conversation import Conversation, Media
+from bernini.errors import DataError
 from bernini.flow.noise import add_noise
 from bernini.renderer.packing import PackedSample, Segment, target_patches
 from bernini.stacking import map_stacked
 from bernini.vae.codec import PIXELS_AT_ONCE, LatentCodec
-
-
-@dataclass
-class DropoutConfig:
-    """Rates at which a sample loses a whole modality; each is a coin of its own.
-
-    Attributes:
-        text: Text; the task's sentence stays.
-        image: All source images.
-        video: All source clips.
-    """
-
-    text: float = 0.1
-    image: float = 0.1
-    video: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("text", "image", "video"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"dropout.{name} is {getattr(self, name)}", why="a rate lies between 0 and 1")
-
-    def draw(self, generator: torch.Generator) -> "Dropped":
-        """Throw the three coins."""
-        text, image, video = (
-            torch.rand(3, generator=generator) < torch.tensor([self.text, self.image, self.video])
-        ).tolist()
-        return Dropped(text, image, video)
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """What a sample goes without."""
-
-    text: bool = False
-    image: bool = False
-    video: bool = False
-
-    def keeps(self, message: Message) -> bool:
-        """Whether a source stays."""
-        return not (self.video if message.is_video else self.image)
 
 
 def encode_media(codec: LatentCodec, media: Sequence[Media]) -> list[Tensor]:

@@ -1,9 +1,8 @@
 """RendererModule: data -> noise -> model -> loss, and sampling."""
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,18 +12,21 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from bernini.conversation import Batch, Conversation, Media, Message
+from bernini.dropout import DropoutConfig
 from bernini.errors import CheckpointError, ConfigError
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
+from bernini.means import MeanTable
 from bernini.optimizing import ConfiguredOptimizer
 from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.experts import Architecture, Experts, load_transformer
-from bernini.renderer.latents import DropoutConfig, NoisedSample, encode_media, latent_shape, noise_samples
+from bernini.renderer.latents import NoisedSample, encode_media, latent_shape, noise_samples
 from bernini.renderer.lora import LoRAConfig, add_lora, load_lora
-from bernini.renderer.losses import LossTable
+from bernini.renderer.losses import add_losses, loss_table
 from bernini.renderer.packing import pack, pad_context
 from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
 from bernini.renderer.sharding import shard
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.seeds import draw_seed
 from bernini.stacking import map_stacked
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
 from bernini.text.prompt import renderer_text
@@ -210,7 +212,7 @@ class RendererModule(ConfiguredOptimizer):
     def on_train_start(self) -> None:
         """Begin to gather losses, too."""
         super().on_train_start()
-        self._trained = LossTable(self.device)
+        self._trained = loss_table(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward; the loss weighs every target alike."""
@@ -237,7 +239,7 @@ class RendererModule(ConfiguredOptimizer):
 
     def _trained_means(self) -> dict[str, Tensor]:
         """Mean losses of training since the last call, of all ranks."""
-        table, self._trained = self._trained, LossTable(self.device)
+        table, self._trained = self._trained, loss_table(self.device)
         return table.over_ranks(self.trainer.strategy).means()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -250,7 +252,7 @@ class RendererModule(ConfiguredOptimizer):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to gather."""
-        self._measured = LossTable(self.device)
+        self._measured = loss_table(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all targets of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
@@ -263,7 +265,7 @@ class RendererModule(ConfiguredOptimizer):
 
     def losses(
         self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
-    ) -> tuple[Tensor, LossTable]:
+    ) -> tuple[Tensor, MeanTable]:
         """Loss of some samples.
 
         Args:
@@ -277,11 +279,11 @@ class RendererModule(ConfiguredOptimizer):
         draws = [self._generators(key) for key in keys]
         samples = [s.check() for s in samples]
         if train:
-            samples = [self._drop(s, host) for s, (host, _) in zip(samples, draws, strict=True)]
+            samples = [self.dropout.apply(s, host) for s, (host, _) in zip(samples, draws, strict=True)]
         latents = self._latents(samples, [device for _, device in draws])
         contexts = self._contexts(samples)
         noise = self.noise if train else self.noise.tasks_own()
-        total, table = torch.zeros((), device=self.device), LossTable(self.device)
+        total, table = torch.zeros((), device=self.device), loss_table(self.device)
         for name, model in self.renderer.models.items():
             expert: Expert = self._experts()[name] or "single"
             sigmas = noise.draw_sigmas([s.spec for s in samples], expert, [host for host, _ in draws])
@@ -290,21 +292,13 @@ class RendererModule(ConfiguredOptimizer):
             noised.sort(key=lambda one: [math.prod(s.latent.shape) for s in one.packed.segments])
             loss = self._velocity_loss(model, noised)
             total = total + loss.mean()
-            table.add(noised, loss.detach())
+            add_losses(table, noised, loss.detach())
         return total, table
 
     def _velocity_loss(self, model: PackedWanTransformer3DModel, noised: Sequence[NoisedSample]) -> Tensor:
         packed = pack([n.packed for n in noised], model.patch)
         predicted = model(packed)[packed.target_index]
         return velocity_losses(predicted, torch.cat([v for n in noised for v in n.velocity]), packed.target_lengths)
-
-    def _drop(self, sample: Conversation, generator: torch.Generator) -> Conversation:
-        dropped = self.dropout.draw(generator)
-        kept = [m for m in sample.messages if m.media is None or m.is_target or dropped.keeps(m)]
-        if not dropped.text:
-            return replace(sample, messages=kept)
-        features = {"text": sample.text_features["dropped"]} if "dropped" in sample.text_features else {}
-        return replace(sample, messages=[m for m in kept if m.media is not None], text_features=features)
 
     def _latents(self, samples: Sequence[Conversation], generators: Sequence[torch.Generator]) -> list[list[Tensor]]:
         """Sampled, normalised latents of all visual messages."""
@@ -411,8 +405,3 @@ class RendererModule(ConfiguredOptimizer):
             frames = 1 if conversation.spec.target == "image" else self.sampling.frames
             return self.codec.latent_shape(frames, self.sampling.height, self.sampling.width)
         return latent_shape(self.codec, media)
-
-
-def draw_seed(*key: str | int) -> int:
-    """A seed that is a function of a key, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import sqrt
 
@@ -14,6 +15,7 @@ from datamodules.loading import Loader
 from datamodules.order import Request, eval_requests, settled, train_requests
 from datamodules.resuming import OrderedDataModule
 from datamodules.toyworld.items import Split, make_item
+from datamodules.toyworld.questions import QUESTIONS, make_question
 
 GOLDEN = (sqrt(5) - 1) / 2
 
@@ -24,6 +26,7 @@ class ToyWorld:
 
     Attributes:
         parts: Part of each task in the mix, in any unit; any run of samples holds the tasks in nearly these parts.
+            Besides the tasks of the task table there are those of `QUESTIONS`, which only a planner can learn.
         frames: Frames of a clip.
         height: In pixels.
         width: In pixels.
@@ -57,7 +60,8 @@ class ToyWorld:
         # Multiples of the golden ratio spread evenly over the unit interval, which is cut in proportion to the parts.
         at = index * GOLDEN % 1 * sum(self.parts.values())
         task = next(name for name, end in zip(self.parts, accumulate(self.parts.values()), strict=True) if at < end)
-        return make_item(
+        make = make_question if task in QUESTIONS else partial(make_item, edits=self.edits)
+        return make(
             task,
             index,
             seed=self.seed,
@@ -65,7 +69,6 @@ class ToyWorld:
             height=self.height,
             width=self.width,
             split=self.split,
-            edits=self.edits,
         )
 
 
@@ -98,7 +101,7 @@ class ToyWorldDataModule(OrderedDataModule):
     resumed run goes on with the batch after the last optimizer step of its checkpoint.
 
     Args:
-        tasks: Task names, in equal parts, or parts by task name.
+        tasks: Task names, in equal parts, or parts by task name; ``und_img`` and ``und_vid`` are questions.
         frames: Frames of a clip, 4k + 1 for the Wan VAE; images have one.
         height: In pixels, at least 32.
         width: In pixels, at least 32.

@@ -67,7 +67,7 @@ EDITS: dict[str, tuple[str, ...]] = {
 }
 """Edit kinds of the tasks that change a source."""
 
-UNSEEN: dict[str, tuple[str, ...]] = {"v2v": ("statue",)}
+UNSEEN: dict[str, tuple[str, ...]] = {"i2i": ("reason",), "v2v": ("statue", "reason")}
 """Edit kinds that are only drawn where they are named: the toy family has not seen them."""
 
 COUNTS: dict[str, tuple[int, ...]] = {"remove": (2,), "add": (1,), "move": (1,), "insert": (1,)}
@@ -104,7 +104,26 @@ def draw_scene(
     return Scene(tuple(draw_thing(rng, lane, moving) for lane in lanes), pick(rng, BACKGROUNDS))
 
 
-def edit(kind: str, scene: Scene, rng: Generator, moving: bool = True, name: str | None = None) -> tuple[Scene, str]:
+def altered(scene: Scene, number: int, **values: str) -> Scene:
+    """The scene with other values of attributes of one thing."""
+    things = list(scene.things)
+    things[number] = replace(things[number], **values)  # type: ignore[arg-type]
+    return replace(scene, things=tuple(things))
+
+
+def without(scene: Scene, number: int) -> Scene:
+    """The scene without one of its things."""
+    return replace(scene, things=scene.things[:number] + scene.things[number + 1 :])
+
+
+def worded(text: str, name: str, value: str) -> str:
+    """A text of `Kind` for one thing and one new value."""
+    return text.format(name=name, value=value, act=act(value), where=where(value))
+
+
+def edit(
+    kind: str, scene: Scene, rng: Generator, moving: bool = True, name: str | None = None, number: int = 0
+) -> tuple[Scene, str]:
     """Change a scene.
 
     Args:
@@ -112,30 +131,28 @@ def edit(kind: str, scene: Scene, rng: Generator, moving: bool = True, name: str
         scene: The source.
         rng: Draws which thing, the new value and the wording.
         moving: Whether a thing that is added may move; its motion is said then.
-        name: What to call the thing that changes (the scene's first) instead of its own name.
+        name: What to call the thing that changes, instead of drawing one and calling it by its own name.
+        number: Which thing is called so.
 
     Returns:
         The target and the instruction. Things keep their order; an added one comes last.
     """
-    chosen = 0 if name is not None else int(rng.integers(len(scene.things)))
+    chosen = number if name is not None else int(rng.integers(len(scene.things)))
     thing = scene.things[chosen]
     name = name or thing.name
-    others = scene.things[:chosen], scene.things[chosen + 1 :]
     if kind == "remove":
-        return replace(scene, things=others[0] + others[1]), pick(rng, (f"remove {name}", f"delete {name}"))
+        return without(scene, chosen), pick(rng, (f"remove {name}", f"delete {name}"))
     if kind == "add":
         new = draw_thing(rng, OPPOSITE[thing.place], moving)
         motion = f" that {acts(new.motion)}" if moving else ""
         text = f"{pick(rng, ('add', 'put'))} {new.looks}{motion} {where(new.place)}"
         return replace(scene, things=(*scene.things, new)), text
     if kind == "statue":  # gold and motionless: one new word that changes three attributes
-        statue = replace(thing, colour="yellow", texture="plain", motion="still")
-        return replace(scene, things=(*others[0], statue, *others[1])), f"turn {name} into a golden statue"
+        statue = altered(scene, chosen, colour="yellow", texture="plain", motion="still")
+        return statue, f"turn {name} into a golden statue"
     change = CHANGES[kind]
     old = getattr(scene if change.whole else thing, change.attribute)
     value = pick(rng, (value for value in change.values if value != old))
-    text = pick(rng, change.texts).format(name=name, value=value, act=act(value), where=where(value))
+    text = worded(pick(rng, change.texts), name, value)
     new_value: dict[str, Any] = {change.attribute: value}
-    if change.whole:
-        return replace(scene, **new_value), text
-    return replace(scene, things=(*others[0], replace(thing, **new_value), *others[1])), text
+    return replace(scene, **new_value) if change.whole else altered(scene, chosen, **new_value), text

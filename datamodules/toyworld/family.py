@@ -1,4 +1,4 @@
-"""The toy family's text side: a tokenizer trained on the toy world's sentences and a small UMT5 encoder.
+"""The toy family's text side: tokenizers trained on the toy world's sentences and a small UMT5 encoder.
 
 ``python -m datamodules.toyworld.family assets/toy`` writes everything of a Wan diffusers folder that is not trained:
 the VAE and the transformers come from `bernini fit`.
@@ -14,11 +14,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from bernini.errors import ConfigError
-from bernini.tasks import TASKS
+from bernini.tasks import DEFAULT_SENTENCE, TASKS
 from bernini.text.prompt import renderer_text
+from datamodules.toyworld.data import ToyWorld
+from datamodules.toyworld.edits import EDITS, UNSEEN
 from datamodules.toyworld.items import items
+from datamodules.toyworld.questions import QUESTIONS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
+QWEN = tuple(
+    f"<|{name}|>"
+    for name in ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+)
 SENTENCES = 2400
 VOCABULARY = 4096
 ROWS = 48  # of context: no sentence of the toy world is longer
@@ -73,6 +80,34 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
+def train_chat_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+    """The planner's tokenizer: Qwen's special tokens, and every word of instructions, questions and answers.
+
+    Args:
+        seed: Seed of the toy samples whose texts it is trained on.
+
+    Returns:
+        A byte-level BPE that adds nothing to a text by itself, as Qwen's.
+    """
+    known = {kind for table in (EDITS, UNSEEN) for kinds in table.values() for kind in kinds} - {"statue"}
+    world = ToyWorld(dict.fromkeys([*TASKS, *QUESTIONS], 1.0), 1, 32, 32, seed, edits=sorted(known))
+    samples = [world[index] for index in range(SENTENCES)]
+    texts = [m.text for sample in samples for m in sample.messages if m.text]
+    texts += [sample.info["explicit"] for sample in samples if "explicit" in sample.info]
+    texts += [DEFAULT_SENTENCE, *(task.planner_sentence for task in TASKS.values()), "system", "user", "assistant"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(QWEN),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=QWEN[0], eos_token="<|im_end|>")
+
+
 def random_encoder(vocabulary: int, *, dim: int = 64, layers: int = 2, seed: int = 0) -> UMT5EncoderModel:
     """A UMT5 encoder with random weights, but for its heads, each of which looks at one token near its own.
 
@@ -119,7 +154,7 @@ def random_encoder(vocabulary: int, *, dim: int = 64, layers: int = 2, seed: int
 
 
 def build_text(folder: str | Path, *, dim: int = 64, layers: int = 2, seed: int = 0) -> None:
-    """Write ``tokenizer/``, ``text_encoder/``, ``scheduler/`` and ``model_index.json`` of the toy family.
+    """Write ``tokenizer/``, ``text_encoder/``, ``scheduler/``, ``model_index.json`` and the tokenizer in ``mllm/``.
 
     Args:
         folder: Where to.
@@ -130,6 +165,7 @@ def build_text(folder: str | Path, *, dim: int = 64, layers: int = 2, seed: int 
     root = Path(folder)
     tokenizer = train_tokenizer(seed)
     tokenizer.save_pretrained(root / "tokenizer")
+    train_chat_tokenizer(seed).save_pretrained(root / "mllm")
     random_encoder(len(tokenizer), dim=dim, layers=layers, seed=seed).save_pretrained(root / "text_encoder")
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     scheduler.save_pretrained(root / "scheduler")

@@ -12,6 +12,7 @@ from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError
 from bernini.tasks import get_task
 from datamodules.toyworld.edits import COUNTS, EDITS, UNSEEN, draw_scene, draw_thing, edit, pick
+from datamodules.toyworld.reasoning import draw_reasoned
 from datamodules.toyworld.render import render
 from datamodules.toyworld.scene import COLOURS, CORNER, OPPOSITE, SHAPES, Scene, Thing, acts, caption, held_out
 
@@ -31,6 +32,8 @@ class Plan:
         images: Source images: the first frame of each scene.
         edit: Edit kind, if the task changes its first source.
         references: Things of the target (their numbers) that a source shows and the text does not describe.
+        reason: Kind of reasoning, one of `REASONS`, if the edit takes some.
+        explicit: The instruction that it leads to.
     """
 
     target: Scene
@@ -39,6 +42,8 @@ class Plan:
     images: tuple[Scene, ...] = ()
     edit: str | None = None
     references: tuple[int, ...] = ()
+    reason: str | None = None
+    explicit: str | None = None
 
     def suits(self, split: Split) -> bool:
         """Whether names are unambiguous, an edit changes something, and the split allows every combination."""
@@ -62,6 +67,7 @@ class Plan:
             "edit": self.edit,
             "instruction": self.text,
             "references": list(self.references),
+            **({"reason": self.reason} if self.reason else {}),
         }
 
 
@@ -99,7 +105,15 @@ def _source(rng: Generator, kind: str, moving: bool = True) -> Scene:
     return draw_scene(rng, COUNTS.get(kind, (1, 2)), moving, **({"places": places[kind]} if kind in places else {}))
 
 
+def _reasoned(rng: Generator, task: str) -> Plan:
+    found = draw_reasoned(rng, task != "i2i")
+    plan = Plan(found.target, found.text, edit="reason", reason=found.kind, explicit=found.explicit)
+    return replace(plan, images=(found.source,)) if task == "i2i" else replace(plan, videos=(found.source,))
+
+
 def _edited(rng: Generator, task: str, kind: str) -> Plan:
+    if kind == "reason":
+        return _reasoned(rng, task)
     scene = _source(rng, kind, task != "i2i")
     if kind == "lighting" and rng.integers(2):
         scene = replace(scene, lighting="dim")
@@ -163,6 +177,21 @@ def _kinds(task: str, edits: Sequence[str] | None) -> Sequence[str]:
     return kinds
 
 
+def sample_rng(task: str, split: Split, index: int, seed: int) -> Generator:
+    """What draws a sample.
+
+    Raises:
+        ConfigError: There is no such sample.
+    """
+    if split not in get_args(Split) or index < 0:
+        raise ConfigError(
+            f"there is no sample {index} of split {split!r}",
+            why=f"numbers start at 0 and the splits are {', '.join(get_args(Split))}",
+        )
+    digest = hashlib.sha256(f"{seed} {task} {split} {index}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
 def make_item(
     task: str,
     index: int,
@@ -194,22 +223,17 @@ def make_item(
 
     Returns:
         Source videos, source images, prompt, target, pixels ``[3, T, height, width]`` uint8, clips at 16 fps.
-        ``info["truth"]`` is what `judge` compares with.
+        ``info["truth"]`` is what `judge` compares with. A reasoning edit has ``info["explicit"]`` too, the instruction
+        without any need to reason.
 
     Raises:
         ConfigError: An argument is out of range, or the task has none of the edit kinds.
     """
     spec = get_task(task)
-    if split not in get_args(Split) or index < 0:
-        raise ConfigError(
-            f"there is no sample {index} of split {split!r}",
-            why=f"numbers start at 0 and the splits are {', '.join(get_args(Split))}",
-        )
+    rng = sample_rng(spec.name, split, index, seed)
     if references is not None and not 1 <= references <= len(COLOURS) * len(SHAPES) // 2:
         raise ConfigError(f"{references} reference images", why="there are 1 or more, each of another colour or shape")
     kinds = _kinds(spec.name, edits)
-    digest = hashlib.sha256(f"{seed} {spec.name} {split} {index}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     plan = _plan(rng, spec.name, kinds, references)
     while not plan.suits(split):
         plan = _plan(rng, spec.name, kinds, references)
@@ -227,7 +251,8 @@ def make_item(
         messages.append(Message("image_gen", media=image(plan.target)))
     else:
         messages.append(Message("video_gen", media=clip(plan.target)))
-    return Conversation(spec.name, messages, key=f"{spec.name}-{index:06d}", info={"truth": plan.truth()})
+    info = {"truth": plan.truth(), **({"explicit": plan.explicit} if plan.explicit else {})}
+    return Conversation(spec.name, messages, key=f"{spec.name}-{index:06d}", info=info)
 
 
 def items(

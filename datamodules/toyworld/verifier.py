@@ -83,7 +83,8 @@ def judge(item: Conversation, output: Tensor) -> dict[str, float]:
         - ``motion`` (clips): the share of the target's things whose direction of motion, or stillness, is right; things
           too many count as wrong.
         - ``edit_done`` (tasks with an edit): 1 if everything that tells the target from the source is right, else 0.
-          For a removal: 1 if no thing too many is in the place of the one to be removed.
+          For a removal: 1 if no thing too many is in the place of the one to be removed; where that takes reasoning,
+          if nothing is.
         - ``rest_unchanged`` (the same tasks): the share right of all other attributes and motions, which the target has
           from the source.
         - ``identity`` (tasks with a reference): the share right of shape, colour and texture of the things that the
@@ -116,10 +117,12 @@ def judge(item: Conversation, output: Tensor) -> dict[str, float]:
         source = Scene.from_json(truth["sources"][0])
         changed = _changed(source, target, list(right))
         extra = match.extra
-        if truth["edit"] == "remove":
+        if len(target.things) < len(source.things):
             (gone,) = set(source.things) - set(target.things)
             extra = tuple(thing for thing in extra if thing.place != gone.place)
-            scores["edit_done"] = float(len(extra) == len(match.extra))
+            # With reasoning, the question is which thing is gone: the wrong one leaves none too many.
+            left = seen.things if truth["edit"] == "reason" else match.extra
+            scores["edit_done"] = float(all(thing.place != gone.place for thing in left))
         else:
             scores["edit_done"] = float(all(right[slot] for slot in changed))
         rest = [ok for slot, ok in right.items() if slot not in changed]

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
+from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError, DataError
 from bernini.renderer.bank import Bank, load_stacks, save_stacks
 from bernini.renderer.banked import SIGMAS, BankedRendererModule, StackedPass
 from bernini.renderer.experts import Architecture
-from bernini.renderer.latents import DropoutConfig, noise_samples
+from bernini.renderer.latents import noise_samples
 from bernini.renderer.packing import pack
 from bernini.vae.codec import LatentCodec
 from datamodules.toyworld.bank import RowsOfBank, shares

@@ -10,14 +10,16 @@ from diffusers import WanPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from bernini.errors import ConfigError
+from bernini.planner.template import PlannerTemplate
 from bernini.renderer.experts import Architecture
 from bernini.tasks import TASKS
 from bernini.text.encoder import TextEncoder, context_rows
 from bernini.text.prompt import renderer_text
 from bernini.vae.module import VAEArchitecture
-from datamodules.toyworld import held_out, items
+from datamodules.toyworld import held_out, items, make_question
 from datamodules.toyworld.data import ToyWorld, ToyWorldDataModule
 from datamodules.toyworld.family import ROWS, build_text, random_encoder
 from datamodules.toyworld.scene import COLOURS, LIGHTING, MOTIONS, PLACES, SHAPES, SIZES, TEXTURES, Scene
@@ -140,7 +142,7 @@ def encoder(folder: Path) -> TextEncoder:
 def test_the_text_side_is_made_the_same_each_time(folder: Path, tmp_path: Path) -> None:
     build_text(tmp_path)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert len(files) == 6
+    assert len(files) == 8
     for file in files:
         assert (folder / file).read_bytes() == (tmp_path / file).read_bytes(), file
     assert sum((folder / file).stat().st_size for file in files) < 600_000
@@ -235,6 +237,18 @@ def test_with_a_vae_and_transformers_it_is_a_wan_pipeline(tmp_path: Path) -> Non
     assert pipeline.scheduler.config.flow_shift == 5.0
     result = pipeline("a red circle", height=32, width=32, num_frames=5, num_inference_steps=2, output_type="pt")
     assert result.frames.shape == (1, 5, 3, 32, 32)
+
+
+def test_the_planners_words_are_single_tokens_and_qwens_tokens_are_special(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "mllm", local_files_only=True)
+    PlannerTemplate(tokenizer)  # looks for all of Qwen's tokens
+    words = [*COLOURS, *SHAPES, *SIZES, *MOTIONS, "smaller", "other", "above", "thing"]
+    for word in words:
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode(f"the {word}"))[-1] == f"Ġ{word}"
+    for index in range(20):
+        sample = make_question("und_vid", index, **SMALL)
+        texts = [message.text for message in sample.messages if message.text]
+        assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
 
 
 def test_all_task_sentences_can_be_encoded(encoder: TextEncoder) -> None:

@@ -10,11 +10,11 @@ from factories import Recorder, make_stack
 from torch.utils.data import DataLoader
 
 from bernini.conversation import Batch
+from bernini.dropout import DropoutConfig
 from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.bank import Bank, Rows
 from bernini.renderer.banked import BankedRendererModule
 from bernini.renderer.experts import Architecture
-from bernini.renderer.latents import DropoutConfig
 from bernini.vae.module import VAEArchitecture, VAELoss, VAEModule
 from datamodules.toyworld import make_item
 

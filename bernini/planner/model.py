@@ -1,0 +1,269 @@
+"""The planner as one model: Qwen2.5-VL, mask token, connector and flow head, under the released names."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLTextModel
+
+from bernini.errors import CheckpointError, DataError
+from bernini.files import replacing
+from bernini.planner.connector import Connector, ConnectorConfig
+from bernini.planner.flow_head import FlowHead, FlowHeadConfig
+from bernini.planner.masking import SOURCE, TARGET, SourceAttention, block_mask, visible
+from bernini.planner.mllm import ATTENTION, embed_inputs, run_text
+from bernini.planner.planning import Planner, PlanRequest, Stream
+from bernini.planner.template import IGNORED, PlannerPack, PlannerSample
+from bernini.planner.vision import Visual
+
+FOLDER, FILE = "bernini", "model.safetensors"
+PARTS = ("mllm.", "vit_decoder.", "connector.", "mask_tokens")
+"""What a released checkpoint calls the planner's tensors; it holds the renderer's as well."""
+
+
+@dataclass
+class PlannerConfig:
+    """Shape of what the planner adds to its multimodal LLM; widths that follow from that one are not asked for.
+
+    Attributes:
+        flow_width: Width of the flow head.
+        flow_depth: Residual blocks of the flow head.
+        flow_shift: Flow-matching shift of the flow head's sigmas.
+        batch_mul: Noises that training draws for each token.
+        gen_dim: Width of the renderer's text features.
+        mask_tokens: Rows of the mask token's parameter, of which the first serves every position, as released.
+    """
+
+    flow_width: int = 4096
+    flow_depth: int = 16
+    flow_shift: float = 2.0
+    batch_mul: int = 16
+    gen_dim: int = 4096
+    mask_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class PlannerOutput:
+    """What a forward leaves for the losses.
+
+    Attributes:
+        hidden: ``[n, D]`` hidden states behind the last layer but one.
+        logits: ``[m, V]`` next-token logits in front of the m labelled tokens; null if there are none.
+        labels: ``[m]`` those tokens.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None
+    labels: Tensor
+
+
+class PlannerModel(nn.Module):
+    """Everything of the planner that has weights.
+
+    Args:
+        mllm: Qwen2.5-VL.
+        config: Shape of the rest.
+    """
+
+    def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration, config: PlannerConfig) -> None:
+        super().__init__()
+        self.mllm, self.config = mllm, config
+        width = self.embedding.embedding_dim
+        self.connector = Connector(ConnectorConfig(hidden=width, vit_dim=width, gen_dim=config.gen_dim))
+        self.vit_decoder = FlowHead(
+            FlowHeadConfig(
+                target_dim=width,
+                condition_dim=width,
+                width=config.flow_width,
+                depth=config.flow_depth,
+                shift=config.flow_shift,
+                batch_mul=config.batch_mul,
+            )
+        )
+        self.mask_tokens = nn.Parameter(0.01 * torch.randn(1, config.mask_tokens, width))
+
+    @property
+    def text(self) -> Qwen2_5_VLTextModel:
+        """The text model."""
+        return self.mllm.model.language_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Input embeddings of the text model."""
+        return cast(nn.Embedding, self.text.get_input_embeddings())
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower, whose merged outputs are the ViT embeddings."""
+        return self.mllm.model.visual
+
+    def see(self, visuals: Sequence[Visual]) -> Tensor:
+        """ViT embeddings ``[tokens, D]`` of visuals, one after the other; neither of them sees another."""
+        weight = self.mask_tokens
+        if not visuals:
+            return weight.new_empty(0, weight.shape[-1])
+        patches = torch.cat([visual.patches for visual in visuals]).to(
+            weight.device, next(self.tower.parameters()).dtype
+        )
+        grids = torch.tensor([visual.grid for visual in visuals], device=weight.device)
+        return self.tower(patches, grid_thw=grids).pooler_output
+
+    def forward(
+        self, pack: PlannerPack, features: Tensor, masked: Tensor | None = None, sources: SourceAttention = "causal"
+    ) -> PlannerOutput:
+        """One pass of the multimodal LLM over packed samples.
+
+        Args:
+            pack: The samples.
+            features: ``[tokens, D]`` ViT embeddings of all its visuals, true targets included.
+            masked: Bool ``[n]``, target tokens that are hidden behind the mask token; all others show their features.
+            sources: Attention among the tokens of a source.
+        """
+        visual = (pack.token_type == SOURCE) | (pack.token_type == TARGET)
+        embeds = embed_inputs(self.embedding, pack.ids, visual, features, masked, self.mask_tokens[0, 0])
+        block = embeds.device.type == "cuda" and self.text.config._attn_implementation == ATTENTION
+        mask = (block_mask if block else visible)(pack.token_type, pack.segment_id, pack.sample, sources)
+        asked = torch.nonzero(pack.labels[1:] != IGNORED).squeeze(1)  # the token in front of a label predicts it
+        states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=len(asked) > 0)
+        logits = None if states.final is None else self.mllm.lm_head(states.final[0, asked])
+        return PlannerOutput(states.penultimate[0], logits, pack.labels[1:][asked])
+
+    def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
+        """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.
+
+        Args:
+            streams: ``cond``, ``uncond`` and ``imgcond``; known targets are not looked at.
+            seed: Seed of order and noise.
+
+        Raises:
+            DataError: There is no target to plan.
+        """
+        cond = streams["cond"]
+        if cond.target_grid is None:
+            raise DataError("a plan without a target", fix="ask for an image or a clip")
+        sources = bool((cond.token_type == SOURCE).any())
+        made = {name: self._stream(s) for name, s in streams.items() if sources or name != "imgcond"}
+        return PlanRequest(**made, seed=seed, grid=cond.target_grid)
+
+    def planner(self) -> Planner:
+        """Makes plans with these weights."""
+        return Planner(self.text, self.connector, self.vit_decoder)
+
+    def _stream(self, sample: PlannerSample) -> Stream:
+        device = self.mask_tokens.device
+        kind = sample.token_type.to(device)
+        shown = sample.visuals[: int(sample.segment_id[sample.token_type == SOURCE].unique().numel())]
+        embeds = embed_inputs(
+            self.embedding,
+            sample.ids.to(device),
+            kind == SOURCE,
+            self.see(shown),
+            kind == TARGET,
+            self.mask_tokens[0, 0],
+        )
+        return Stream(embeds, sample.position_ids.to(device), kind, sample.segment_id.to(device))
+
+
+def build(config: PlannerConfig, mllm: Qwen2_5_VLConfig) -> PlannerModel:
+    """A planner with random weights."""
+    mllm._attn_implementation = ATTENTION
+    return PlannerModel(Qwen2_5_VLForConditionalGeneration(mllm), config)
+
+
+def released_name(name: str) -> str:
+    """Name in a released checkpoint, which has Qwen2.5-VL's first layout, of a tensor of `PlannerModel`.
+
+    Transformers turns these names back when it reads them.
+    """
+    name = name.replace("mllm.model.language_model.", "mllm.model.", 1)
+    return name.replace("mllm.model.visual.", "mllm.visual.", 1)
+
+
+def save_planner(model: PlannerModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``bernini/`` with the weights and ``mllm/config.json``, as a released folder has them.
+
+    Args:
+        model: The planner.
+        folder: The folder; its tokenizer is not touched.
+        dtype: Dtype on disk; the weights' own if null.
+    """
+    tensors = {released_name(name): x.detach().cpu() for name, x in model.state_dict().items()}
+    tensors = {name: x.to(dtype or x.dtype).contiguous() for name, x in tensors.items()}
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    with replacing(folder / FOLDER / FILE) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
+    model.mllm.config.save_pretrained(folder / "mllm")
+
+
+def load_planner(folder: str | Path, dtype: torch.dtype = torch.float32) -> PlannerModel:
+    """Read the planner of a released folder, or of one that `save_planner` wrote; the renderer's tensors are left.
+
+    Shapes of flow head and connector are those of the weights.
+
+    Args:
+        folder: Folder with ``bernini/`` and ``mllm/``.
+        dtype: Dtype of the weights.
+
+    Raises:
+        CheckpointError: There is no planner, or its tensors are not exactly those of its configuration.
+    """
+    root = Path(folder)
+    try:
+        config = Qwen2_5_VLConfig.from_pretrained(root / "mllm", local_files_only=True)
+        tensors = _read(root / FOLDER, dtype)
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            None,
+            config=config,
+            state_dict={name.removeprefix("mllm."): x for name, x in tensors.items() if name.startswith("mllm.")},
+            attn_implementation=ATTENTION,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+        mllm, report = loaded
+        own = {name: x for name, x in tensors.items() if not name.startswith("mllm.")}
+        model = PlannerModel(mllm, _shapes(own))
+        rest = model.load_state_dict(own, strict=False, assign=True)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            "the planner cannot be read",
+            where=str(root),
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            fix="point at a Bernini folder whose bernini/ and mllm/ belong together",
+        ) from error
+    missing = [*report["missing_keys"], *(name for name in rest.missing_keys if not name.startswith("mllm."))]
+    unknown = [*report["unexpected_keys"], *rest.unexpected_keys]
+    if missing or unknown:
+        raise CheckpointError(
+            "the planner does not have the tensors of its configuration",
+            where=str(root),
+            why=f"{len(missing)} are missing and {len(unknown)} unknown, e.g. {min([*missing, *unknown])}",
+            fix="use mllm/config.json and weights that belong together",
+        )
+    return model.eval()
+
+
+def _read(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The planner's tensors of a folder, in one file or in several with an index."""
+    index = folder / f"{FILE}.index.json"
+    names = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({folder / file for name, file in names.items() if name.startswith(PARTS)}) or [folder / FILE]:
+        with safe_open(file, "pt") as opened:
+            own = [name for name in opened.keys() if name.startswith(PARTS)]  # noqa: SIM118  it is no mapping
+            tensors |= {name: opened.get_tensor(name).to(dtype) for name in own}
+    return tensors
+
+
+def _shapes(tensors: dict[str, Tensor]) -> PlannerConfig:
+    return PlannerConfig(
+        flow_width=len(tensors["vit_decoder.net.input_proj.weight"]),
+        flow_depth=sum(name.endswith(".in_ln.weight") for name in tensors),
+        gen_dim=len(tensors["connector.proj_gen.0.weight"]),
+        mask_tokens=tensors["mask_tokens"].shape[1],
+    )

@@ -1,0 +1,255 @@
+"""PlannerModule: conversations -> tokens -> masked planning and next-token losses, and plans in validation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2_5_VLConfig
+
+from bernini.conversation import Batch, Conversation
+from bernini.dropout import DropoutConfig
+from bernini.errors import CheckpointError, ConfigError
+from bernini.means import MeanTable
+from bernini.optimizing import ConfiguredOptimizer
+from bernini.planner.masking import MASK_RATIOS, TARGET, UNIFORM, SourceAttention, draw_masked
+from bernini.planner.model import PlannerConfig, build, load_planner
+from bernini.planner.planning import Plan, PlanningConfig
+from bernini.planner.template import PlannerPack, PlannerTemplate, pack
+from bernini.planner.vision import TargetSize, VisionConfig
+from bernini.seeds import draw_seed
+from bernini.tasks import TASKS
+
+CHAT = "chat"
+"""Row of conversations whose answer is a text."""
+
+_NAMES = ["loss", "visual", "ntp", "accuracy", *(f"visual_{task}" for task in TASKS)]
+
+
+@dataclass
+class MLLMConfig:
+    """Shape of a multimodal LLM that starts from random weights.
+
+    Attributes:
+        text: Fields of transformers' ``Qwen2_5_VLTextConfig``.
+        vision: Fields of transformers' ``Qwen2_5_VLVisionConfig``.
+    """
+
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LossConfig:
+    """Weights of the losses (paper, eq. 3) and what is hidden.
+
+    Attributes:
+        ntp: Weight of the next-token loss.
+        visual: Weight of the flow head's loss on hidden target tokens.
+        ratios: Share of a target that is hidden: each task's own Beta distribution (paper, table 3), or uniform.
+    """
+
+    ntp: float = 0.2
+    visual: float = 1.0
+    ratios: Literal["beta", "uniform"] = "beta"
+
+
+class PlannerModule(ConfiguredOptimizer):
+    """Trains the planner.
+
+    Args:
+        tokenizer: Folder of Qwen2.5-VL's tokenizer.
+        init_from: Bernini folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
+        mllm: Shape of a multimodal LLM that starts from random weights.
+        planner: Shape of the rest, where ``init_from`` is not given.
+        vision: How pixels become patches.
+        loss: Losses and masks.
+        dropout: How conditions are dropped, for the guidance of planning.
+        sources: Attention among the tokens of a source.
+        train_vit: Train the vision tower too, whose outputs are then no fixed space for plans.
+        planning: How validation plans.
+        optimizer: Optimizer of the trainable parameters.
+        lr_scheduler: Learning rate schedule, stepped every optimizer step.
+        gradient_checkpointing: Recompute layers in the backward pass.
+        seed: Seed of masks, noise and dropout.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        init_from: str | None = None,
+        mllm: MLLMConfig | None = None,
+        planner: PlannerConfig = PlannerConfig(),  # noqa: B008  dataclass defaults are copied by the parser
+        vision: VisionConfig = VisionConfig(),  # noqa: B008
+        loss: LossConfig = LossConfig(),  # noqa: B008
+        dropout: DropoutConfig = DropoutConfig(),  # noqa: B008
+        sources: SourceAttention = "causal",
+        train_vit: bool = False,
+        planning: PlanningConfig = PlanningConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_checkpointing: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (init_from is None) == (mllm is None):
+            raise ConfigError(
+                "give the planner either weights or a shape",
+                where="model.init_args",
+                fix="set init_from to train from weights, or mllm to train from scratch",
+            )
+        if not (Path(tokenizer) / "tokenizer_config.json").is_file():
+            raise CheckpointError(
+                "no tokenizer here", where=tokenizer, fix="point at a folder of Qwen2.5-VL's tokenizer"
+            )
+        self.template = PlannerTemplate(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), vision)
+        self.init_from, self.mllm, self.config = init_from, mllm, planner
+        self.loss, self.dropout, self.sources, self.train_vit = loss, dropout, sources, train_vit
+        self.planning, self.optimizer, self.lr_scheduler = planning, optimizer, lr_scheduler
+        self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+
+    def configure_model(self) -> None:
+        """Build the planner; random weights depend on the seed alone."""
+        if hasattr(self, "planner"):
+            return
+        if self.init_from:
+            self.planner = load_planner(self.init_from)
+        else:
+            assert self.mllm is not None
+            torch.manual_seed(draw_seed(self.seed, "weights"))
+            config = Qwen2_5_VLConfig(text_config=self.mllm.text, vision_config=self.mllm.vision)
+            self.planner = build(self.config, config)
+        self.planner.train()
+        self.planner.tower.requires_grad_(self.train_vit)
+        self.planner.connector.proj_gen.requires_grad_(False)  # it feeds the renderer, which is not here
+        if self.gradient_checkpointing:
+            self.planner.mllm.gradient_checkpointing_enable()
+            self.planner.vit_decoder.net.gradient_checkpointing = True
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Begin to gather losses, too."""
+        super().on_train_start()
+        self._trained = MeanTable(_NAMES, self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One packed forward of the multimodal LLM for both losses."""
+        key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
+        first = self.global_rank * len(batch)  # so that a sample's draws do not depend on the number of ranks
+        torch.manual_seed(draw_seed(self.seed, *key, first))
+        loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
+        self._trained += table
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every ``log_every_n_steps`` steps, log means over all samples of all ranks since the last time."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            table, self._trained = self._trained, MeanTable(_NAMES, self.device)
+            means = table.over_ranks(self.trainer.strategy).means()
+            for logger in self.loggers:
+                values = {f"train/{name}": value.item() for name, value in means.items()}
+                logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
+                logger.save()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The losses under masks and noise that are the same at every validation."""
+        self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to gather."""
+        self._measured = MeanTable(_NAMES, self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all samples of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
+        stage = "test" if self.trainer.testing else "val"
+        means = self._measured.over_ranks(self.trainer.strategy).means()
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
+
+    test_step, on_test_epoch_start = validation_step, on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def losses(
+        self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
+    ) -> tuple[Tensor, MeanTable]:
+        """Losses of some samples.
+
+        The visual loss is the mean over all hidden tokens of the batch, the next-token loss that over all labels.
+
+        Args:
+            samples: Conversations with visual targets or texts to learn, of any tasks and sizes.
+            keys: What the randomness of each sample depends on, besides the seed.
+            train: Whether conditions are dropped.
+
+        Returns:
+            The weighted sum of both losses, and means of its parts.
+        """
+        hosts = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
+        if train:
+            samples = [self.dropout.apply(s, host) if s.targets else s for s, host in zip(samples, hosts, strict=True)]
+        written = [self.template(sample) for sample in samples]
+        masked = [self._hide(s, w.token_type, host) for s, w, host in zip(samples, written, hosts, strict=True)]
+        packed = pack(written).to(self.device)
+        return self._losses(packed, torch.cat(masked).to(self.device), samples, draw_seed(self.seed, "noise", *keys[0]))
+
+    def _hide(self, sample: Conversation, token_type: Tensor, generator: torch.Generator) -> Tensor:
+        """Bool ``[n]``: target tokens that are hidden."""
+        masked = token_type == TARGET
+        if sample.targets:
+            ratio = MASK_RATIOS.get(sample.task, UNIFORM) if self.loss.ratios == "beta" else UNIFORM
+            masked[masked.clone()] = draw_masked(int(masked.sum()), ratio, generator)
+        return masked
+
+    def _losses(
+        self, packed: PlannerPack, masked: Tensor, samples: Sequence[Conversation], seed: int
+    ) -> tuple[Tensor, MeanTable]:
+        with torch.set_grad_enabled(self.train_vit and torch.is_grad_enabled()):
+            features = self.planner.see(packed.visuals)
+        output = self.planner(packed, features, masked, self.sources)
+        table = MeanTable(_NAMES, self.device)
+        total = torch.zeros((), device=self.device)
+        if bool(masked.any()):
+            truth = features.detach()[masked[packed.token_type >= 2]]
+            condition = self.planner.connector.for_vit(output.hidden[masked])
+            generator = torch.Generator(self.device).manual_seed(seed)
+            visual = self.planner.vit_decoder.loss(condition, truth, generator)
+            total = total + self.loss.visual * visual.mean()
+            owners = packed.sample[masked].tolist()
+            table.add(visual.detach(), [("visual", f"visual_{samples[n].task}") for n in owners])
+        if output.logits is not None:
+            ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
+            total = total + self.loss.ntp * ntp.mean()
+            right = (output.logits.argmax(-1) == output.labels).float()
+            table.add(ntp.detach(), [("ntp",)] * len(ntp))
+            table.add(right, [("accuracy",)] * len(right))
+        table.add(total.detach()[None], [("loss",)])
+        return total, table
+
+    # -- planning --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def plan(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int], size: TargetSize | None = None
+    ) -> list[Plan]:
+        """Plan the targets of conversations; what known ones show is not looked at.
+
+        Args:
+            conversations: What to plan.
+            seeds: Seed of each plan's order and noise.
+            size: Size of targets that nothing else gives one.
+        """
+        was_training = self.planner.training
+        self.planner.eval()
+        requests = [
+            self.planner.request(self.template.streams(c, size=size), seed)
+            for c, seed in zip(conversations, seeds, strict=True)
+        ]
+        plans = self.planner.planner().plan(requests, self.planning)
+        self.planner.train(was_training)
+        return plans
