@@ -56,11 +56,13 @@ class PlannerOutput:
         hidden: ``[n, D]`` hidden states behind the last layer but one.
         logits: ``[m, V]`` next-token logits in front of the m labelled tokens; null if there are none.
         labels: ``[m]`` those tokens.
+        owners: ``[m]`` number of the sample that each belongs to.
     """
 
     hidden: Tensor
     logits: Tensor | None
     labels: Tensor
+    owners: Tensor
 
 
 class PlannerModel(nn.Module):
@@ -132,7 +134,7 @@ class PlannerModel(nn.Module):
         asked = torch.nonzero(pack.labels[1:] != IGNORED).squeeze(1)  # the token in front of a label predicts it
         states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=len(asked) > 0)
         logits = None if states.final is None else self.mllm.lm_head(states.final[0, asked])
-        return PlannerOutput(states.penultimate[0], logits, pack.labels[1:][asked])
+        return PlannerOutput(states.penultimate[0], logits, pack.labels[1:][asked], pack.sample[1:][asked])
 
     def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
         """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.

@@ -24,9 +24,6 @@ from bernini.planner.vision import TargetSize, VisionConfig
 from bernini.seeds import draw_seed
 from bernini.tasks import TASKS
 
-CHAT = "chat"
-"""Row of conversations whose answer is a text."""
-
 _NAMES = ["loss", "visual", "ntp", "accuracy", *(f"visual_{task}" for task in TASKS)]
 
 
@@ -220,15 +217,16 @@ class PlannerModule(ConfiguredOptimizer):
             generator = torch.Generator(self.device).manual_seed(seed)
             visual = self.planner.vit_decoder.loss(condition, truth, generator)
             total = total + self.loss.visual * visual.mean()
-            owners = packed.sample[masked].tolist()
-            table.add(visual.detach(), [("visual", f"visual_{samples[n].task}") for n in owners])
+            owners = [samples[n] for n in packed.sample[masked].tolist()]
+            table.add(visual.detach(), [_counted(s, "visual", f"visual_{s.task}") for s in owners])
         if output.logits is not None:
             ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
             total = total + self.loss.ntp * ntp.mean()
             right = (output.logits.argmax(-1) == output.labels).float()
-            table.add(ntp.detach(), [("ntp",)] * len(ntp))
-            table.add(right, [("accuracy",)] * len(right))
-        table.add(total.detach()[None], [("loss",)])
+            owners = [samples[n] for n in output.owners.tolist()]
+            table.add(ntp.detach(), [_counted(s, "ntp") for s in owners])
+            table.add(right, [_counted(s, "accuracy") for s in owners])
+        table.add(total.detach()[None], [_counted(samples[0], "loss")])
         return total, table
 
     # -- planning --------------------------------------------------------------------------------------------------
@@ -253,3 +251,8 @@ class PlannerModule(ConfiguredOptimizer):
         plans = self.planner.planner().plan(requests, self.planning)
         self.planner.train(was_training)
         return plans
+
+
+def _counted(sample: Conversation, *rows: str) -> tuple[str, ...]:
+    """The rows that a sample's values belong to: none if it only keeps a rank in step with the others."""
+    return () if sample.info.get("padding") else rows

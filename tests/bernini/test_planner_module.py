@@ -1,5 +1,6 @@
 """Planner training by the command line: losses that fall, exact resuming, what is learned and what stays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,15 @@ def test_the_loss_weighs_its_parts() -> None:
     torch.testing.assert_close(loss, 0.25 * means["ntp"] + 2.0 * means["visual"])
     chat, _ = module.losses(samples[1:2], KEYS[1:2], train=False)
     torch.testing.assert_close(chat, 0.25 * means["ntp"])  # it saw nothing of its neighbours
+
+
+def test_padding_is_not_measured() -> None:
+    module, samples = make_module(), make_samples()
+    measured = module.losses(samples[:2], KEYS[:2], train=False)[1].means()
+    padding = replace(samples[2], info={"padding": True})
+    padded = module.losses([*samples[:2], padding], KEYS, train=False)[1].means()
+    assert padded.keys() == measured.keys() and "visual_t2i" not in padded
+    torch.testing.assert_close(padded["ntp"], measured["ntp"])
 
 
 def test_plans_are_of_the_target_and_leave_the_training_mode() -> None:
