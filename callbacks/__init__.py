@@ -3,8 +3,17 @@
 from callbacks.benchmark import BenchmarkCallback
 from callbacks.config import SaveConfig
 from callbacks.ema import EMA
-from callbacks.export import SaveRenderer
+from callbacks.export import SavePlanner, SaveRenderer
 from callbacks.samples import PredictionWriter, SampleVideos
 from callbacks.tracking import Wandb
 
-__all__ = ["EMA", "BenchmarkCallback", "PredictionWriter", "SampleVideos", "SaveConfig", "SaveRenderer", "Wandb"]
+__all__ = [
+    "EMA",
+    "BenchmarkCallback",
+    "PredictionWriter",
+    "SampleVideos",
+    "SaveConfig",
+    "SavePlanner",
+    "SaveRenderer",
+    "Wandb",
+]

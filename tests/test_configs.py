@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from bernini.checkpoints.names import original_name
 from bernini.cli import main
 from bernini.lightning_cli import run_lightning
+from bernini.lora import add_lora
 from bernini.renderer.experts import Architecture
-from bernini.renderer.lora import LoRAConfig, add_lora
+from bernini.renderer.lora import LoRAConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(

@@ -148,12 +148,6 @@ class Contestant:
         return self._rows_of(output.detach()), gradients
 
 
-def relative_error(output: Tensor, reference: Tensor) -> float:
-    """Relative L2 error; NaN if either holds one."""
-    output, reference = output.double(), reference.double()
-    return ((output - reference).norm() / reference.norm()).item()
-
-
 def contestants(problem: Problem, compiler: str | None, default_attention: bool = False) -> list[Contestant]:
     """Stock eager, ours eager, stock compiled, ours compiled, all with the same weights and attention.
 

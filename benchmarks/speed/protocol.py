@@ -4,8 +4,9 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,25 @@ def noise(samples: Mapping[str, list[Sample]]) -> float:
         if odd:
             differences.append(abs(statistics.median(even) / statistics.median(odd) - 1))
     return max(differences, default=0.0)
+
+
+def rates(samples: Sequence[Sample], flop: float, peak: float) -> dict[str, Any]:
+    """Times of one call and what they come to, ready for JSON.
+
+    Args:
+        samples: At least one.
+        flop: Floating-point operations of a call.
+        peak: TFLOP/s that are 100 % MFU.
+    """
+    timing = Timing.of(s.ms for s in samples)
+    tflops = flop / timing.median / 1e9
+    return {"ms": asdict(timing), "tflops": tflops, "mfu": tflops / peak}
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """Relative L2 error; NaN if either holds one."""
+    output, reference = output.double(), reference.double()
+    return ((output - reference).norm() / reference.norm()).item()
 
 
 @dataclass(frozen=True)

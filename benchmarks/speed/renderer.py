@@ -6,9 +6,6 @@ frames of 480 x 832 pixels, need some 60 GB of device memory and five minutes on
 """
 
 import argparse
-import json
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +15,18 @@ import diffusers
 import torch
 
 from benchmarks.quality.environment import environment
-from benchmarks.speed.contestants import Contestant, Problem, contestants, relative_error, stock_reference
-from benchmarks.speed.protocol import PEAK_TFLOPS, Sample, Timing, ceilings, clocks, interleave, noise
-from bernini.errors import BerniniError, ConfigError
+from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
+from benchmarks.speed.contestants import Contestant, Problem, contestants, stock_reference
+from benchmarks.speed.protocol import (
+    PEAK_TFLOPS,
+    Timing,
+    ceilings,
+    clocks,
+    interleave,
+    noise,
+    rates,
+    relative_error,
+)
 from bernini.renderer.experts import Architecture
 
 MODELS = {
@@ -122,11 +128,7 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
         All figures, ready for JSON.
     """
     diffusers.utils.logging.set_verbosity_error()  # it calls choosing a backend of attention experimental, each time
-    device, began = problem.device, time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True)
-
+    device, say = problem.device, stopwatch()
     facts = environment()
     say(
         f"{facts['gpu'] if device.type == 'cuda' else facts['processor']}; torch {torch.__version__}, "
@@ -152,8 +154,8 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
     flop = forward_flop(problem.architecture, problem.tokens, problem.text_rows)
     table = {
         rival.name: {
-            "step": _figures(step_samples[rival.name], 3 * flop, args.peak_tflops),
-            "forward": _figures(forward_samples[rival.name], flop, args.peak_tflops),
+            "step": rates(step_samples[rival.name], 3 * flop, args.peak_tflops),
+            "forward": rates(forward_samples[rival.name], flop, args.peak_tflops),
             "peak_gib": (rival.resident + max(s.memory for s in step_samples[rival.name])) / 2**30,
             "error": errors[rival.name],
         }
@@ -176,12 +178,6 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
         "ratio": ratio,
         "verdict": text,
     }
-
-
-def _figures(samples: list[Sample], flop: float, peak: float) -> dict[str, Any]:
-    timing = Timing.of(s.ms for s in samples)
-    tflops = flop / timing.median / 1e9
-    return {"ms": asdict(timing), "tflops": tflops, "mfu": tflops / peak}
 
 
 def _print_table(table: dict[str, Any], peak: float) -> None:
@@ -224,16 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ConfigError: A device that is not there, or a number below 1.
     """
     args = _parse(arguments)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "no CUDA device", where="--device", fix="try it small: --device cpu --model tiny --grid 2 4 4"
-        )
+    device = open_device(args.device, "--device cpu --model tiny --grid 2 4 4")
     counts = {"steps": args.steps, "forwards": args.forwards, "warmup": args.warmup, "text-rows": args.text_rows}
     counts |= {"layers": args.layers if args.layers is not None else 1, "grid": min(args.grid)}
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"--{name} is {value}", fix="give at least 1")
+    refuse_below_one(counts)
     shape = MODELS[args.model]
     problem = Problem(
         architecture=replace(shape, num_layers=args.layers or shape.num_layers),
@@ -243,15 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         device=device,
     )
     figures = run(problem, args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(figures, args.json)
     return figures
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BerniniError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(main)

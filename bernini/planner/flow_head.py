@@ -5,7 +5,7 @@ what couples tokens is the multimodal LLM, which sees the ones that are drawn al
 those of the released ``vit_decoder``, an MLP with adaptive layer norms after MAR's (arXiv 2406.11838).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -53,6 +53,24 @@ class FlowHeadConfig:
         for name in ("target_dim", "condition_dim", "width", "depth", "shift", "batch_mul"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} of the flow head is {getattr(self, name)}", why="it has to be positive")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Timesteps and noises of training.
+
+    Attributes:
+        index: ``[draws, n]`` rows of the table of timesteps.
+        noise: ``[draws, n, C]``.
+    """
+
+    index: Tensor
+    noise: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence["Draws"]) -> "Draws":
+        """Lay the tokens of several draws side by side."""
+        return cls(torch.cat([part.index for part in parts], 1), torch.cat([part.noise for part in parts], 1))
 
 
 def guidance_weights(txt: float, img: float) -> dict[Stream, float]:
@@ -116,15 +134,27 @@ class FlowHead(nn.Module):
         uniform = torch.linspace(1, SIGMA_MIN, steps + 1, dtype=torch.float64, device=device)[:-1]
         return shift_sigma(uniform, self.config.shift).float()
 
-    def loss(self, c: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Flow-matching loss of each token: squared error of the velocity, mean over channels and over drawn noises.
+    def draw(
+        self, count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Draws:
+        """Draw what training compares: timesteps, uniform over the table of 1000, then noises.
 
-        Each of ``batch_mul`` draws has a timestep, uniform over the table of 1000, and a noise, drawn in this order.
+        Args:
+            count: Number of tokens.
+            generator: Source, on that device.
+            device: Where to draw.
+        """
+        shape = (self.config.batch_mul, count)
+        index = torch.randint(TRAIN_STEPS, shape, generator=generator, device=device)
+        return Draws(index, torch.randn(*shape, self.config.target_dim, generator=generator, device=device))
+
+    def loss(self, c: Tensor, target: Tensor, draws: Draws) -> Tensor:
+        """Flow-matching loss of each token: squared error of the velocity, mean over channels and over draws.
 
         Args:
             c: ``[n, Z]`` conditions.
             target: ``[n, C]`` true embeddings.
-            generator: Source of timesteps and noises, on the target's device.
+            draws: Timesteps and noises, ``batch_mul`` of each token.
 
         Returns:
             ``[n]`` fp32.
@@ -138,10 +168,7 @@ class FlowHead(nn.Module):
                 why=f"the flow head predicts {self.config.target_dim}",
                 fix="embed targets with the planner's own vision tower, or set target_dim of the flow head",
             )
-        draws, device = (self.config.batch_mul, len(target)), target.device
-        index = torch.randint(TRAIN_STEPS, draws, generator=generator, device=device)
-        noise = torch.randn(*draws, self.config.target_dim, generator=generator, device=device)
-        table = self.sigmas(TRAIN_STEPS, device)
+        index, noise, table = draws.index, draws.noise, self.sigmas(TRAIN_STEPS, target.device)
         sigma, x0 = table[index], target.float()
         velocity = self(add_noise(x0, noise, sigma.unsqueeze(-1)), TRAIN_STEPS * sigma, c)
         error = (velocity.float() - (noise - x0)).square().mean(-1)

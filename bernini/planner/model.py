@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,15 +14,17 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from bernini.errors import CheckpointError, DataError
 from bernini.files import replacing
+from bernini.lora import merge, take_updates
 from bernini.planner.connector import Connector, ConnectorConfig
-from bernini.planner.flow_head import FlowHead, FlowHeadConfig
+from bernini.planner.flow_head import Draws, FlowHead, FlowHeadConfig
 from bernini.planner.masking import SOURCE, TARGET, SourceAttention, block_mask, visible
 from bernini.planner.mllm import ATTENTION, embed_inputs, run_text
 from bernini.planner.planning import Planner, PlanRequest, Stream
 from bernini.planner.template import IGNORED, PlannerPack, PlannerSample
 from bernini.planner.vision import Visual
+from bernini.sharding import gather
 
-FOLDER, FILE = "bernini", "model.safetensors"
+FOLDER, FILE, MLLM = "bernini", "model.safetensors", "mllm"
 PARTS = ("mllm.", "vit_decoder.", "connector.", "mask_tokens")
 """What a released checkpoint calls the planner's tensors; it holds the renderer's as well."""
 
@@ -48,21 +50,22 @@ class PlannerConfig:
     mask_tokens: int = 4096
 
 
-@dataclass(frozen=True)
-class PlannerOutput:
+class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the tensors that backward starts from
     """What a forward leaves for the losses.
 
     Attributes:
         hidden: ``[n, D]`` hidden states behind the last layer but one.
-        logits: ``[m, V]`` next-token logits in front of the m labelled tokens; null if there are none.
+        logits: ``[m, V]`` next-token logits in front of the m labelled tokens.
         labels: ``[m]`` those tokens.
         owners: ``[m]`` number of the sample that each belongs to.
+        visual: ``[k]`` flow loss of the k hidden tokens, fp32; null where none was asked for.
     """
 
     hidden: Tensor
-    logits: Tensor | None
+    logits: Tensor
     labels: Tensor
     owners: Tensor
+    visual: Tensor | None
 
 
 class PlannerModel(nn.Module):
@@ -101,40 +104,63 @@ class PlannerModel(nn.Module):
         return cast(nn.Embedding, self.text.get_input_embeddings())
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts that hold most of the weights and run one after the other: what to shard."""
+        tower: Any = self.tower
+        return [*tower.blocks, *self.text.layers, *self.vit_decoder.net.res_blocks]
+
+    @property
     def tower(self) -> nn.Module:
         """The vision tower, whose merged outputs are the ViT embeddings."""
         return self.mllm.model.visual
 
     def see(self, visuals: Sequence[Visual]) -> Tensor:
         """ViT embeddings ``[tokens, D]`` of visuals, one after the other; neither of them sees another."""
-        weight = self.mask_tokens
-        if not visuals:
-            return weight.new_empty(0, weight.shape[-1])
-        patches = torch.cat([visual.patches for visual in visuals]).to(
-            weight.device, next(self.tower.parameters()).dtype
-        )
+        tower: Any = self.tower
+        weight = next(tower.parameters())
+        if not visuals:  # the tower runs all the same: a rank that left it out would leave those that shard it waiting
+            merge, embed = tower.spatial_merge_size, tower.patch_embed
+            width = embed.in_channels * embed.temporal_patch_size * embed.patch_size**2
+            return self.see([Visual(torch.zeros(merge**2, width), (1, merge, merge), False, merge)])[:0]
+        patches = torch.cat([visual.patches for visual in visuals]).to(weight.device, weight.dtype)
         grids = torch.tensor([visual.grid for visual in visuals], device=weight.device)
-        return self.tower(patches, grid_thw=grids).pooler_output
+        return tower(patches, grid_thw=grids).pooler_output
 
     def forward(
-        self, pack: PlannerPack, features: Tensor, masked: Tensor | None = None, sources: SourceAttention = "causal"
+        self,
+        pack: PlannerPack,
+        features: Tensor | None = None,
+        masked: Tensor | None = None,
+        draws: Draws | None = None,
+        sources: SourceAttention = "causal",
     ) -> PlannerOutput:
-        """One pass of the multimodal LLM over packed samples.
+        """One pass over packed samples, up to the flow head's loss.
+
+        All that is trained runs in every pass, on no token if need be: ranks that share weights or gradients stay in
+        step whatever their samples are, and each parameter has a gradient.
 
         Args:
             pack: The samples.
-            features: ``[tokens, D]`` ViT embeddings of all its visuals, true targets included.
+            features: ``[tokens, D]`` ViT embeddings of all visuals, true targets included; the vision tower's if null.
             masked: Bool ``[n]``, target tokens that are hidden behind the mask token; all others show their features.
+            draws: Timesteps and noises of the k hidden tokens, for their loss.
             sources: Attention among the tokens of a source.
         """
+        features = self.see(pack.visuals) if features is None else features
         visual = (pack.token_type == SOURCE) | (pack.token_type == TARGET)
         embeds = embed_inputs(self.embedding, pack.ids, visual, features, masked, self.mask_tokens[0, 0])
         block = embeds.device.type == "cuda" and self.text.config._attn_implementation == ATTENTION
         mask = (block_mask if block else visible)(pack.token_type, pack.segment_id, pack.sample, sources)
+        states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=True)
+        hidden, final = states.penultimate[0].clone(), states.final  # FSDP2 warns of outputs that are views
+        assert final is not None
         asked = torch.nonzero(pack.labels[1:] != IGNORED).squeeze(1)  # the token in front of a label predicts it
-        states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=len(asked) > 0)
-        logits = None if states.final is None else self.mllm.lm_head(states.final[0, asked])
-        return PlannerOutput(states.penultimate[0], logits, pack.labels[1:][asked], pack.sample[1:][asked])
+        logits = self.mllm.lm_head(final[0, asked])
+        loss = None
+        if masked is not None and draws is not None:
+            truth = features.detach()[masked[visual]]
+            loss = self.vit_decoder.loss(self.connector.for_vit(hidden[masked]), truth, draws)
+        return PlannerOutput(hidden, logits, pack.labels[1:][asked], pack.sample[1:][asked], loss)
 
     def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
         """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.
@@ -187,20 +213,24 @@ def released_name(name: str) -> str:
     return name.replace("mllm.model.visual.", "mllm.visual.", 1)
 
 
-def save_planner(model: PlannerModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_planner(model: PlannerModel, folder: Path, dtype: torch.dtype | None = None, write: bool = True) -> None:
     """Write ``bernini/`` with the weights and ``mllm/config.json``, as a released folder has them.
 
     Args:
-        model: The planner.
+        model: The planner; a LoRA of it is folded into what is written.
         folder: The folder; its tokenizer is not touched.
         dtype: Dtype on disk; the weights' own if null.
+        write: Whether this rank writes; with sharded weights every rank has to call.
     """
-    tensors = {released_name(name): x.detach().cpu() for name, x in model.state_dict().items()}
-    tensors = {name: x.to(dtype or x.dtype).contiguous() for name, x in tensors.items()}
+    whole = gather(model)
+    if not write:
+        return
+    merge(whole, take_updates(model, whole))
+    tensors = {released_name(name): x.to(dtype or x.dtype).contiguous() for name, x in whole.items()}
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with replacing(folder / FOLDER / FILE) as temporary:
         save_file(tensors, temporary, {"format": "pt"})
-    model.mllm.config.save_pretrained(folder / "mllm")
+    model.mllm.config.save_pretrained(folder / MLLM)
 
 
 def load_planner(folder: str | Path, dtype: torch.dtype = torch.float32) -> PlannerModel:
@@ -217,7 +247,7 @@ def load_planner(folder: str | Path, dtype: torch.dtype = torch.float32) -> Plan
     """
     root = Path(folder)
     try:
-        config = Qwen2_5_VLConfig.from_pretrained(root / "mllm", local_files_only=True)
+        config = Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
         tensors = _read(root / FOLDER, dtype)
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None,

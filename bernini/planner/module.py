@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -14,17 +15,20 @@ from transformers import AutoTokenizer, Qwen2_5_VLConfig
 from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import CheckpointError, ConfigError
+from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
-from bernini.optimizing import ConfiguredOptimizer
+from bernini.planner.flow_head import Draws
+from bernini.planner.lora import LoRAConfig
 from bernini.planner.masking import MASK_RATIOS, TARGET, UNIFORM, SourceAttention, draw_masked
-from bernini.planner.model import PlannerConfig, build, load_planner
+from bernini.planner.model import PlannerConfig, PlannerOutput, build, load_planner
 from bernini.planner.planning import Plan, PlanningConfig
-from bernini.planner.template import PlannerPack, PlannerTemplate, pack
+from bernini.planner.template import PlannerTemplate, pack
 from bernini.planner.vision import TargetSize, VisionConfig
 from bernini.seeds import draw_seed
+from bernini.sharding import data_rank, shard
 from bernini.tasks import TASKS
 
-_NAMES = ["loss", "visual", "ntp", "accuracy", *(f"visual_{task}" for task in TASKS)]
+_NAMES = ["visual", "ntp", "accuracy", *(f"visual_{task}" for task in TASKS)]
 
 
 @dataclass
@@ -55,7 +59,7 @@ class LossConfig:
     ratios: Literal["beta", "uniform"] = "beta"
 
 
-class PlannerModule(ConfiguredOptimizer):
+class PlannerModule(Adaptable):
     """Trains the planner.
 
     Args:
@@ -68,6 +72,8 @@ class PlannerModule(ConfiguredOptimizer):
         dropout: How conditions are dropped, for the guidance of planning.
         sources: Attention among the tokens of a source.
         train_vit: Train the vision tower too, whose outputs are then no fixed space for plans.
+        lora: Train a LoRA of the text model instead of all the multimodal LLM. The connector's ``pred_vit``, the flow
+            head and the mask token stay fully trained, as does the vision tower under ``train_vit``.
         planning: How validation plans.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
@@ -86,13 +92,14 @@ class PlannerModule(ConfiguredOptimizer):
         dropout: DropoutConfig = DropoutConfig(),  # noqa: B008
         sources: SourceAttention = "causal",
         train_vit: bool = False,
+        lora: LoRAConfig | None = None,
         planning: PlanningConfig = PlanningConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(lora)
         if (init_from is None) == (mllm is None):
             raise ConfigError(
                 "give the planner either weights or a shape",
@@ -110,7 +117,7 @@ class PlannerModule(ConfiguredOptimizer):
         self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
 
     def configure_model(self) -> None:
-        """Build the planner; random weights depend on the seed alone."""
+        """Build the planner, sharded over the mesh if the strategy brings one; random weights depend on the seed."""
         if hasattr(self, "planner"):
             return
         if self.init_from:
@@ -121,11 +128,17 @@ class PlannerModule(ConfiguredOptimizer):
             config = Qwen2_5_VLConfig(text_config=self.mllm.text, vision_config=self.mllm.vision)
             self.planner = build(self.config, config)
         self.planner.train()
+        if self.lora:
+            self.planner.mllm.requires_grad_(False)
+            torch.manual_seed(draw_seed(self.seed, "lora"))
+            add_lora(self.planner.text, self.lora)
         self.planner.tower.requires_grad_(self.train_vit)
         self.planner.connector.proj_gen.requires_grad_(False)  # it feeds the renderer, which is not here
         if self.gradient_checkpointing:
             self.planner.mllm.gradient_checkpointing_enable()
             self.planner.vit_decoder.net.gradient_checkpointing = True
+        if self.device_mesh is not None:  # noise and the angles of the vision tower's positions must not be rounded
+            shard(self.planner, self.planner.blocks, self.device_mesh, cast_inputs=False)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -137,7 +150,7 @@ class PlannerModule(ConfiguredOptimizer):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward of the multimodal LLM for both losses."""
         key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        first = self.global_rank * len(batch)  # so that a sample's draws do not depend on the number of ranks
+        first = data_rank(self) * len(batch)  # so that a sample's draws do not depend on the number of ranks
         torch.manual_seed(draw_seed(self.seed, *key, first))
         loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
         self._trained += table
@@ -149,7 +162,7 @@ class PlannerModule(ConfiguredOptimizer):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
             table, self._trained = self._trained, MeanTable(_NAMES, self.device)
-            means = table.over_ranks(self.trainer.strategy).means()
+            means = self._means(table)
             for logger in self.loggers:
                 values = {f"train/{name}": value.item() for name, value in means.items()}
                 logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
@@ -166,16 +179,23 @@ class PlannerModule(ConfiguredOptimizer):
     def on_validation_epoch_end(self) -> None:
         """Log means over all samples of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
         stage = "test" if self.trainer.testing else "val"
-        means = self._measured.over_ranks(self.trainer.strategy).means()
+        means = self._means(self._measured)
         self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
 
     test_step, on_test_epoch_start = validation_step, on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
+    def _means(self, table: MeanTable) -> dict[str, Tensor]:
+        """Means over all ranks, with ``loss``, the weighted sum of its parts."""
+        means = table.over_ranks(self.trainer.strategy).means()
+        weights = {"visual": self.loss.visual, "ntp": self.loss.ntp}
+        parts = [weight * means[name] for name, weight in weights.items() if name in means]
+        return {"loss": torch.stack(parts).sum(), **means} if parts else means
+
     def losses(
         self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
     ) -> tuple[Tensor, MeanTable]:
-        """Losses of some samples.
+        """Losses of some samples; with several ranks all have to call.
 
         The visual loss is the mean over all hidden tokens of the batch, the next-token loss that over all labels.
 
@@ -185,15 +205,19 @@ class PlannerModule(ConfiguredOptimizer):
             train: Whether conditions are dropped.
 
         Returns:
-            The weighted sum of both losses, and means of its parts.
+            The weighted sum of both losses, and means of its parts. The mean of this sum over ranks, and so that of its
+            gradients, is the loss of all their samples in one batch.
         """
-        hosts = [torch.Generator().manual_seed(draw_seed(self.seed, *key)) for key in keys]
+        seeds = [draw_seed(self.seed, *key) for key in keys]
+        hosts = [torch.Generator().manual_seed(seed) for seed in seeds]
         if train:
             samples = [self.dropout.apply(s, host) if s.targets else s for s, host in zip(samples, hosts, strict=True)]
         written = [self.template(sample) for sample in samples]
         masked = [self._hide(s, w.token_type, host) for s, w, host in zip(samples, written, hosts, strict=True)]
-        packed = pack(written).to(self.device)
-        return self._losses(packed, torch.cat(masked).to(self.device), samples, draw_seed(self.seed, "noise", *keys[0]))
+        draws = Draws.cat([self._draw(int(m.sum()), seed) for m, seed in zip(masked, seeds, strict=True)])
+        packed, hidden = pack(written).to(self.device), torch.cat(masked).to(self.device)
+        output = self.planner(packed, masked=hidden, draws=draws, sources=self.sources)
+        return self._weigh(output, samples, packed.sample[hidden])
 
     def _hide(self, sample: Conversation, token_type: Tensor, generator: torch.Generator) -> Tensor:
         """Bool ``[n]``: target tokens that are hidden."""
@@ -203,31 +227,27 @@ class PlannerModule(ConfiguredOptimizer):
             masked[masked.clone()] = draw_masked(int(masked.sum()), ratio, generator)
         return masked
 
-    def _losses(
-        self, packed: PlannerPack, masked: Tensor, samples: Sequence[Conversation], seed: int
+    def _draw(self, count: int, seed: int) -> Draws:
+        """Timesteps and noises of a sample's hidden tokens."""
+        return self.planner.vit_decoder.draw(count, torch.Generator(self.device).manual_seed(seed), self.device)
+
+    def _weigh(
+        self, output: PlannerOutput, samples: Sequence[Conversation], hidden_owners: Tensor
     ) -> tuple[Tensor, MeanTable]:
-        with torch.set_grad_enabled(self.train_vit and torch.is_grad_enabled()):
-            features = self.planner.see(packed.visuals)
-        output = self.planner(packed, features, masked, self.sources)
+        assert output.visual is not None
+        ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
+        counts = torch.tensor([ntp.numel(), output.visual.numel()], device=self.device, dtype=torch.float32)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            counts /= dist.get_world_size()
+        ntp_mean, visual_mean = torch.stack([ntp.sum(), output.visual.sum()]) / counts.clamp(min=1e-6)
         table = MeanTable(_NAMES, self.device)
-        total = torch.zeros((), device=self.device)
-        if bool(masked.any()):
-            truth = features.detach()[masked[packed.token_type >= 2]]
-            condition = self.planner.connector.for_vit(output.hidden[masked])
-            generator = torch.Generator(self.device).manual_seed(seed)
-            visual = self.planner.vit_decoder.loss(condition, truth, generator)
-            total = total + self.loss.visual * visual.mean()
-            owners = [samples[n] for n in packed.sample[masked].tolist()]
-            table.add(visual.detach(), [_counted(s, "visual", f"visual_{s.task}") for s in owners])
-        if output.logits is not None:
-            ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
-            total = total + self.loss.ntp * ntp.mean()
-            right = (output.logits.argmax(-1) == output.labels).float()
-            owners = [samples[n] for n in output.owners.tolist()]
-            table.add(ntp.detach(), [_counted(s, "ntp") for s in owners])
-            table.add(right, [_counted(s, "accuracy") for s in owners])
-        table.add(total.detach()[None], [_counted(samples[0], "loss")])
-        return total, table
+        owners = [samples[n] for n in hidden_owners.tolist()]
+        table.add(output.visual.detach(), [_counted(s, "visual", f"visual_{s.task}") for s in owners])
+        owners = [samples[n] for n in output.owners.tolist()]
+        table.add(ntp.detach(), [_counted(s, "ntp") for s in owners])
+        table.add((output.logits.argmax(-1) == output.labels).float(), [_counted(s, "accuracy") for s in owners])
+        return self.loss.ntp * ntp_mean + self.loss.visual * visual_mean, table
 
     # -- planning --------------------------------------------------------------------------------------------------
 

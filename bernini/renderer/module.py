@@ -7,26 +7,24 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from bernini.conversation import Batch, Conversation, Media, Message
 from bernini.dropout import DropoutConfig
-from bernini.errors import CheckpointError, ConfigError
+from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
+from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
-from bernini.optimizing import ConfiguredOptimizer
 from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.experts import Architecture, Experts, load_transformer
 from bernini.renderer.latents import NoisedSample, encode_media, latent_shape, noise_samples
-from bernini.renderer.lora import LoRAConfig, add_lora, load_lora
+from bernini.renderer.lora import LoRAConfig, load_lora
 from bernini.renderer.losses import add_losses, loss_table
 from bernini.renderer.packing import pack, pad_context
 from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
-from bernini.renderer.sharding import shard
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.seeds import draw_seed
+from bernini.sharding import data_rank, shard
 from bernini.stacking import map_stacked
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
 from bernini.text.prompt import renderer_text
@@ -61,7 +59,7 @@ class Prediction:
     pixels: Tensor
 
 
-class RendererModule(ConfiguredOptimizer):
+class RendererModule(Adaptable):
     """Trains and samples the renderer.
 
     Args:
@@ -86,6 +84,7 @@ class RendererModule(ConfiguredOptimizer):
     """
 
     renderer: Experts
+    lora: LoRAConfig | None
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class RendererModule(ConfiguredOptimizer):
         max_latent_frames: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(lora)
         if (init_from is None) == (architecture is None):
             raise ConfigError(
                 "give the renderer either weights or a shape",
@@ -115,11 +114,10 @@ class RendererModule(ConfiguredOptimizer):
                 fix="set init_from to train from weights, or architecture to train from scratch",
             )
         self.expert, self.init_from, self.architecture = expert, init_from, architecture
-        self.text, self.noise, self.dropout, self.lora, self.sampling = text, noise, dropout, lora, sampling
+        self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.gradient_checkpointing, self.compile_blocks = attention, gradient_checkpointing, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
-        self.strict_loading = lora is None  # a LoRA's checkpoints hold the trained tensors only
         # Frozen helpers live in a plain dict: they belong neither in checkpoints nor in the optimizer.
         dtype = getattr(torch, frozen_dtype)
         self._frozen: dict[str, Any] = {
@@ -139,9 +137,9 @@ class RendererModule(ConfiguredOptimizer):
         self.renderer = Experts(**models, boundary=0.0 if self.expert == "single" else self.noise.boundary)
         if self.lora and self.lora.init_from:
             load_lora(self.renderer, self.lora.init_from)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard(self.renderer, self._mesh)
         for model in self.renderer.models.values():
+            if self.device_mesh is not None:
+                shard(model, model.blocks, self.device_mesh)
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
             if self.compile_blocks:
                 model.compile_repeated_blocks()
@@ -184,29 +182,6 @@ class RendererModule(ConfiguredOptimizer):
             self._frozen["device"] = self.device
         return self._frozen[name]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only trained tensors of a LoRA."""
-        if self.lora:
-            names = self._trained_names()
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Look at a LoRA's names, which loading in part cannot do.
-
-        Raises:
-            CheckpointError: The checkpoint is not one of this LoRA.
-        """
-        differ = self._trained_names() ^ set(checkpoint.get("state_dict", self._trained_names()))
-        if self.lora and differ:
-            raise CheckpointError(
-                "the checkpoint does not fit the LoRA",
-                why=f"{len(differ)} tensors are only in one of them, e.g. {min(differ)}",
-                fix="resume with the LoRA's own targets, or start from weights (init_from, lora.init_from)",
-            )
-
-    def _trained_names(self) -> set[str]:
-        return {name for name, p in self.named_parameters() if p.requires_grad}
-
     # -- training --------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
@@ -217,7 +192,7 @@ class RendererModule(ConfiguredOptimizer):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward; the loss weighs every target alike."""
         key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        first = self._data_rank() * len(batch)  # so that a sample's draws do not depend on the number of ranks
+        first = data_rank(self) * len(batch)  # so that a sample's draws do not depend on the number of ranks
         torch.manual_seed(draw_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
         loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
         self._trained += table
@@ -323,17 +298,6 @@ class RendererModule(ConfiguredOptimizer):
         """A host generator for choices that shape the batch, and a device generator for noise."""
         seed = draw_seed(self.seed, *key)
         return torch.Generator("cpu").manual_seed(seed), torch.Generator(self.device).manual_seed(seed)
-
-    @property
-    def _mesh(self) -> DeviceMesh:
-        assert self.device_mesh is not None
-        return self.device_mesh
-
-    def _data_rank(self) -> int:
-        """Rank among those that see different data; peers on the second mesh axis share their draws."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            return self._mesh["data_parallel"].get_local_rank()
-        return self.global_rank
 
     # -- sampling --------------------------------------------------------------------------------------------------
 

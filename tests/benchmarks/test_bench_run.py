@@ -20,8 +20,9 @@ from benchmarks.quality.sampler import Renderer
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.cli import main
 from bernini.conversation import Conversation
+from bernini.lora import add_lora, trainable
 from bernini.renderer.experts import Experts
-from bernini.renderer.lora import LoRAConfig, add_lora, save_lora, trainable
+from bernini.renderer.lora import LoRAConfig, save_lora
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--frames", str(FRAMES), "--size", "32", "--steps", "2", "--text-rows", "16"]

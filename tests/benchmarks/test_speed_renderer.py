@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.contestants import Problem, contestants, relative_error
-from benchmarks.speed.protocol import Sample, interleave, noise, sample
+from benchmarks.speed.contestants import Problem, contestants
+from benchmarks.speed.protocol import Sample, interleave, noise, relative_error, sample
 from benchmarks.speed.renderer import MODELS, check_bf16, check_fp32, forward_flop, main, verdict
 from bernini.errors import ConfigError
 

@@ -108,7 +108,7 @@ def test_a_new_head_predicts_no_velocity_and_learns_from_its_last_layer(tokens):
     head = FlowHead(FlowHeadConfig(**SIZES))
     c, target = tokens
     assert not head(target, torch.full((5,), 500.0), c).any()
-    head.loss(c, target, generator()).mean().backward()
+    head.loss(c, target, head.draw(5, generator())).mean().backward()
     assert head.net.final_layer.linear.weight.grad.any()
     bound = math.sqrt(6 / (32 + 64))
     assert 0.9 * bound < head.net.cond_embed.weight.abs().max() <= bound
@@ -195,7 +195,7 @@ def test_the_loss_is_the_mean_over_draws_one_by_one(build, tokens, relative_erro
         s = sigmas[i]
         velocity = head((1 - s)[:, None] * x0 + s[:, None] * eps, 1000 * s, c)
         rows.append(weights[i] * (velocity - (eps - x0)).square().mean(1))
-    loss = head.loss(c, x0, generator(5))
+    loss = head.loss(c, x0, head.draw(5, generator(5)))
     assert loss.shape == (5,) and loss.dtype == torch.float32
     assert relative_error(loss, torch.stack(rows).mean(0)) < 1e-5
 
@@ -208,8 +208,8 @@ def test_training_sigmas_are_the_shifted_table(head):
 
 def test_a_perfect_predictor_has_no_loss_and_samples_the_truth(build, randn, relative_error):
     oracle, truth = Oracle(FlowHeadConfig(**SIZES)), randn(0)(7, 24)
-    assert oracle.loss(truth, truth, generator()).max() < 1e-8
-    assert build().loss(randn(1)(7, 32), truth, generator()).min() > 0.1
+    assert oracle.loss(truth, truth, oracle.draw(7, generator())).max() < 1e-8
+    assert build().loss(randn(1)(7, 32), truth, oracle.draw(7, generator())).min() > 0.1
     for steps in (1, 5):
         assert relative_error(oracle.sample({"cond": truth}, randn(2)(7, 24), steps), truth) < 1e-6
 
@@ -218,7 +218,8 @@ def test_tokens_do_not_see_each_other(head, tokens, randn):
     c, target = tokens
     other_c, other_target = randn(8)(5, 32), randn(9)(5, 24)
     other_c[2], other_target[2] = c[2], target[2]
-    loss, other = head.loss(c, target, generator()), head.loss(other_c, other_target, generator())
+    draws = head.draw(5, generator())
+    loss, other = head.loss(c, target, draws), head.loss(other_c, other_target, draws)
     differ = (loss - other).abs() > 1e-5 * loss
     assert differ.tolist() == [True, True, False, True, True]
 
@@ -238,7 +239,7 @@ def test_the_condition_is_embedded_once_per_token(build, tokens):
     for name in ("cond_embed", "input_proj"):
         module = head.net.get_submodule(name)
         module.register_forward_hook(lambda m, args, out, name=name: rows.update({name: out[..., 0].numel()}))
-    head.loss(*tokens)
+    head.loss(*tokens, head.draw(5))
     assert rows == {"cond_embed": 5, "input_proj": 80}
 
 
@@ -247,7 +248,7 @@ def test_gradient_checkpointing_recomputes_blocks_and_changes_no_gradient(build,
     for recompute in (False, True):
         head, c, calls = build(gradient_checkpointing=recompute), tokens[0].clone().requires_grad_(), []
         head.net.res_blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        head.loss(c, tokens[1], generator()).sum().backward()
+        head.loss(c, tokens[1], head.draw(5, generator())).sum().backward()
         gradients.append([c.grad, *(p.grad for p in head.parameters())])
         runs.append(len(calls))
     assert runs == [1, 2]
@@ -256,14 +257,14 @@ def test_gradient_checkpointing_recomputes_blocks_and_changes_no_gradient(build,
 
 
 def test_no_token_has_no_loss(head):
-    loss = head.loss(torch.zeros(0, 32, requires_grad=True), torch.zeros(0, 24))
+    loss = head.loss(torch.zeros(0, 32, requires_grad=True), torch.zeros(0, 24), head.draw(0))
     assert loss.shape == (0,)
     loss.sum().backward()
 
 
 def test_embeddings_of_another_width_are_refused(head):
     with pytest.raises(DataError, match="have 20 channels"):
-        head.loss(torch.zeros(5, 32), torch.zeros(5, 20))
+        head.loss(torch.zeros(5, 32), torch.zeros(5, 20), head.draw(5))
 
 
 @pytest.mark.parametrize("name", ["width", "shift", "batch_mul"])
@@ -281,7 +282,7 @@ def test_training_teaches_it_to_draw_what_the_condition_says(randn, relative_err
     mixing = draw(4, 6)
     for _ in range(250):
         c = draw(32, 4)
-        loss = head.loss(c, c @ mixing, source).mean()
+        loss = head.loss(c, c @ mixing, head.draw(32, source)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

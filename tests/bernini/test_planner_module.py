@@ -5,110 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import logged_rows
+from factories import fit, logged_rows
+from planners import make_planner, make_planner_config, make_planner_samples
 
-from bernini.cli import main
-from bernini.conversation import Conversation
-from bernini.planner.model import PlannerConfig
-from bernini.planner.module import LossConfig, MLLMConfig, PlannerModule
+from bernini.planner.module import LossConfig
 from bernini.planner.planning import PlanningConfig
-from bernini.planner.vision import VisionConfig
-from datamodules.toyworld import make_item, make_question
-
-ROOT = Path(__file__).parents[2]
-TEXT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "vocab_size": 700,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-TOWER = {
-    "out_hidden_size": 32,
-    "hidden_size": 16,
-    "depth": 2,
-    "intermediate_size": 24,
-    "num_heads": 2,
-    "patch_size": 8,
-    "window_size": 32,
-    "fullatt_block_indexes": [1],
-}
-CONFIG = """
-model:
-  class_path: bernini.planner.module.PlannerModule
-  init_args:
-    tokenizer: {root}/assets/toy/mllm
-    mllm:
-      text: {text}
-      vision: {tower}
-    planner: {{flow_width: 24, flow_depth: 2, batch_mul: 4, gen_dim: 20, mask_tokens: 3}}
-    vision: {{patch: 8, min_pixels: 256, max_pixels: 4096, fps: 8.0}}
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 3.0e-3}}}}
-data:
-  class_path: datamodules.toyworld.data.ToyWorldDataModule
-  init_args:
-    tasks: {{t2i: 1, v2v: 1, und_img: 1}}
-    frames: 5
-    height: 32
-    width: 32
-    batch_size: 6
-    length: 600
-    val_length: 6
-trainer:
-  max_steps: {steps}
-  accelerator: cpu
-  devices: 1
-  logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}}}}}
-  log_every_n_steps: 2
-  enable_progress_bar: false
-  enable_model_summary: false
-  use_distributed_sampler: false
-  check_val_every_n_epoch: null
-  val_check_interval: 4
-  default_root_dir: {out}
-  callbacks:
-    - class_path: callbacks.EMA
-      init_args: {{decay: 0.9}}
-    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
-      init_args: {{dirpath: {out}/checkpoints, save_last: true, save_top_k: 0, every_n_train_steps: 4}}
-"""
-
-
-def fit(folder: Path, steps: int, *more: str) -> dict[str, torch.Tensor]:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(CONFIG.format(root=ROOT, out=folder, steps=steps, text=TEXT, tower=TOWER))
-    assert main(["fit", "-c", str(folder / "config.yaml"), *more]) == 0
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def make_module(**more) -> PlannerModule:
-    module = PlannerModule(
-        tokenizer=str(ROOT / "assets" / "toy" / "mllm"),
-        mllm=MLLMConfig(TEXT, TOWER),
-        planner=PlannerConfig(flow_width=24, flow_depth=2, batch_mul=4, gen_dim=20, mask_tokens=3),
-        vision=VisionConfig(patch=8, min_pixels=256, max_pixels=4096, fps=8.0),
-        **more,
-    )
-    module.configure_model()
-    return module
-
-
-def make_samples() -> list[Conversation]:
-    size = {"frames": 5, "height": 32, "width": 32}
-    return [make_item("v2v", 0, **size), make_question("und_vid", 1, **size), make_item("t2i", 2, **size)]
-
 
 KEYS = [("test", number) for number in range(3)]
 
 
 def test_a_resumed_fit_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", 8)
-    start = fit(tmp_path / "broken", 4)
-    resumed = fit(tmp_path / "broken", 8, "--ckpt_path", "auto")
+    def run(name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
+        fit(make_planner_config(tmp_path / name, steps), *more)
+        return torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
+
+    whole = run("whole", 8)
+    start = run("broken", 4)
+    resumed = run("broken", 8, "--ckpt_path", "auto")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     changed = {name for name in whole if not torch.equal(whole[name], start[name])}
     assert any(name.startswith("planner.vit_decoder") for name in changed) and "planner.mask_tokens" in changed
@@ -122,7 +35,7 @@ def test_a_resumed_fit_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
 
 
 def test_losses_fall() -> None:
-    module, samples = make_module(), make_samples()
+    module, samples = make_planner(), make_planner_samples()
     optimizer = torch.optim.AdamW(module.trainable(), lr=3e-3)
     seen = []
     for step in range(60):
@@ -137,7 +50,7 @@ def test_losses_fall() -> None:
 
 
 def test_the_loss_weighs_its_parts() -> None:
-    module, samples = make_module(loss=LossConfig(ntp=0.25, visual=2.0)), make_samples()
+    module, samples = make_planner(loss=LossConfig(ntp=0.25, visual=2.0)), make_planner_samples()
     loss, table = module.losses(samples, KEYS, train=False)
     means = table.means()
     torch.testing.assert_close(loss, 0.25 * means["ntp"] + 2.0 * means["visual"])
@@ -146,7 +59,7 @@ def test_the_loss_weighs_its_parts() -> None:
 
 
 def test_padding_is_not_measured() -> None:
-    module, samples = make_module(), make_samples()
+    module, samples = make_planner(), make_planner_samples()
     measured = module.losses(samples[:2], KEYS[:2], train=False)[1].means()
     padding = replace(samples[2], info={"padding": True})
     padded = module.losses([*samples[:2], padding], KEYS, train=False)[1].means()
@@ -155,8 +68,8 @@ def test_padding_is_not_measured() -> None:
 
 
 def test_plans_are_of_the_target_and_leave_the_training_mode() -> None:
-    module = make_module(planning=PlanningConfig(steps=2, flow_steps=2))
-    video, _, image = make_samples()
+    module = make_planner(planning=PlanningConfig(steps=2, flow_steps=2))
+    video, _, image = make_planner_samples()
     plans = module.plan([video, image], seeds=[1, 2])
     assert [plan.embeds.shape for plan in plans] == [(4, 32), (4, 32)]  # the clip gives one pair of frames
     assert module.planner.training

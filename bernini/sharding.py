@@ -1,0 +1,45 @@
+"""FSDP2, and which rank sees which data."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, cast_inputs: bool = True) -> None:
+    """Shard every block, then the rest, over the data axis; fp32 shards, bf16 compute on CUDA.
+
+    Args:
+        model: A model with its weights, all of which serve inside its forward.
+        blocks: Its parts that are gathered one at a time.
+        mesh: Lightning's mesh of ``data_parallel`` and ``tensor_parallel``.
+        cast_inputs: Whether what model and blocks are given is rounded to the dtype of the compute, too.
+    """
+    data = mesh["data_parallel"]
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if data.device_type == "cuda" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=cast_inputs,
+    )
+    for block in blocks:
+        fully_shard(block, mesh=data, mp_policy=policy)
+    # Without this the outermost weights stay whole after a forward without backward, where an average that is
+    # swapped in or out would miss them.
+    fully_shard(model, mesh=data, mp_policy=policy, reshard_after_forward=True)
+
+
+def gather(model: nn.Module) -> dict[str, Tensor]:
+    """Whole tensors of a model, sharded or not, on the CPU of rank zero. Every rank has to call it."""
+    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
+
+
+def data_rank(module: L.LightningModule) -> int:
+    """Rank among those that see different data; peers on the second mesh axis share their draws."""
+    mesh = module.device_mesh
+    return module.global_rank if mesh is None else mesh["data_parallel"].get_local_rank()
