@@ -1,12 +1,12 @@
 """Speed of the planner, in two measurements of one process each, with random weights made on the device.
 
 `python -m benchmarks.speed.planner plan`: masked planning with the prefix cache beside the released loop, which runs
-three streams whole in every step. Results are compared before anything is timed. The defaults, Qwen2.5-VL-7B and 300
-target tokens, need some 55 GB of device memory and two minutes on an H100.
+three streams whole in every step. Results are compared before anything is timed. The defaults are Qwen2.5-VL-7B and 300
+target tokens, which are made for a device of 80 GB.
 
 `python -m benchmarks.speed.planner train`: a training step of the same cut to eight layers, with the whole flow head,
 on 16,384 packed tokens: forward and backward in bf16 autocast, with `--optimizer` fused AdamW. It is timed whole and as
-its two parts, language model and flow head. The defaults need some 50 GB and a minute on an H100.
+its two parts, language model and flow head.
 """
 
 import argparse

@@ -74,7 +74,7 @@ class PlannerModule(Adaptable):
         train_vit: Train the vision tower too, whose outputs are then no fixed space for plans.
         lora: Train a LoRA of the text model instead of all the multimodal LLM. The connector's ``pred_vit``, the flow
             head and the mask token stay fully trained, as does the vision tower under ``train_vit``.
-        planning: How validation plans.
+        planning: How `plan` plans.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
         gradient_checkpointing: Recompute layers in the backward pass.
