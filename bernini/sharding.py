@@ -11,20 +11,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, cast_inputs: bool = True) -> None:
-    """Shard every block, then the rest, over the data axis; fp32 shards, bf16 compute on CUDA.
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+    """Shard every block, then the rest, over the data axis; the shards stay in fp32.
 
     Args:
         model: A model with its weights, all of which serve inside its forward.
         blocks: Its parts that are gathered one at a time.
         mesh: Lightning's mesh of ``data_parallel`` and ``tensor_parallel``.
-        cast_inputs: Whether what model and blocks are given is rounded to the dtype of the compute, too.
+        compute: Dtype in which gathered weights compute; if null bf16 on CUDA, else the weights' own.
     """
     data = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if data.device_type == "cuda" else None,
+        param_dtype=compute or (torch.bfloat16 if data.device_type == "cuda" else None),
         reduce_dtype=torch.float32,
-        cast_forward_inputs=cast_inputs,
+        cast_forward_inputs=False,  # it would round timesteps, positions and noise, too
     )
     for block in blocks:
         fully_shard(block, mesh=data, mp_policy=policy)

@@ -137,8 +137,8 @@ class PlannerModule(Adaptable):
         if self.gradient_checkpointing:
             self.planner.mllm.gradient_checkpointing_enable()
             self.planner.vit_decoder.net.gradient_checkpointing = True
-        if self.device_mesh is not None:  # noise and the angles of the vision tower's positions must not be rounded
-            shard(self.planner, self.planner.blocks, self.device_mesh, cast_inputs=False)
+        if self.device_mesh is not None:
+            shard(self.planner, self.planner.blocks, self.device_mesh)
 
     # -- training --------------------------------------------------------------------------------------------------
 
