@@ -263,6 +263,7 @@ def _encode(file: Any, pixels: Tensor, fps: float, lossless: bool) -> None:
         if height * width > 256 * 256:
             stream.thread_type = "AUTO"
         else:
+            # Else the encoder takes a number of threads that depends on the machine.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         if not lossless:
             context = stream.codec_context

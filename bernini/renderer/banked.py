@@ -38,7 +38,7 @@ class StackedPass(nn.Module):
         self.model = model
         self._bank, self._sigmas, self._text_dropout = bank, sigmas, text_dropout
         self._normalize = codec.normalize
-        # Samples of equal lengths lie side by side: most backends of attention take them in one call.
+        # Samples of equal lengths lie side by side: they share one call of attention.
         self._order = sorted(range(len(bank.stacks)), key=lambda n: self._tokens(bank.stacks[n]))
         self._template = self._lay_out()
 
@@ -159,8 +159,8 @@ class BankedRendererModule(RendererModule):
     def _record(self, name: str, bank: Bank) -> Callable[[Tensor], Tensor]:
         model, expert = self.renderer.models[name], self._experts()[name] or "single"
         cuda = self.device.type == "cuda"
-        if cuda and torch.is_autocast_enabled("cuda") and model.attention == "auto":
-            model.attention = "varlen"  # one call for all of many short samples
+        if cuda and model.attention == "auto":
+            model.attention = "flash"  # many shapes of short sequences: cuDNN would plan each
         one = StackedPass(model, bank, self.codec, self._sigmas(bank, expert), self.dropout.text)
         if not (cuda and self.cuda_graphs):
             return one
