@@ -22,19 +22,20 @@ class MeanTable:
         self._rows = {name: row for row, name in enumerate(names)}
         self.sums, self.counts = torch.zeros(len(names), device=device), torch.zeros(len(names))
 
-    def add(self, values: Tensor, names: Sequence[Iterable[str]]) -> None:
+    def add(self, values: Tensor, names: Sequence[Iterable[str]], counts: Sequence[int] | None = None) -> None:
         """Add measured values.
 
         Args:
             values: ``[n]`` fp32, without a gradient.
             names: Rows that each of them belongs to; none if it does not count.
+            counts: How many measurements each value is the sum of; one if null.
         """
         belongs = torch.zeros(len(self.names), len(values))
         for column, own in enumerate(names):
             for name in own:
                 belongs[self._rows[name], column] = 1
         self.sums += belongs.to(values.device, non_blocking=True) @ values
-        self.counts += belongs.sum(1)
+        self.counts += belongs.sum(1) if counts is None else belongs @ torch.tensor(counts, dtype=torch.float32)
 
     def __iadd__(self, other: "MeanTable") -> "MeanTable":
         self.sums += other.sums

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -57,14 +57,12 @@ class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the te
         hidden: ``[n, D]`` hidden states behind the last layer but one.
         logits: ``[m, V]`` next-token logits in front of the m labelled tokens.
         labels: ``[m]`` those tokens.
-        owners: ``[m]`` number of the sample that each belongs to.
         visual: ``[k]`` flow loss of the k hidden tokens, fp32; null where none was asked for.
     """
 
     hidden: Tensor
     logits: Tensor
     labels: Tensor
-    owners: Tensor
     visual: Tensor | None
 
 
@@ -160,7 +158,7 @@ class PlannerModel(nn.Module):
         if masked is not None and draws is not None:
             truth = features.detach()[masked[visual]]
             loss = self.vit_decoder.loss(self.connector.for_vit(hidden[masked]), truth, draws)
-        return PlannerOutput(hidden, logits, pack.labels[1:][asked], pack.sample[1:][asked], loss)
+        return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss)
 
     def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
         """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.
@@ -233,25 +231,27 @@ def save_planner(model: PlannerModel, folder: Path, dtype: torch.dtype | None = 
     model.mllm.config.save_pretrained(folder / MLLM)
 
 
-def load_planner(folder: str | Path, dtype: torch.dtype = torch.float32) -> PlannerModel:
+def load_planner(
+    folder: str | Path, dtype: torch.dtype = torch.float32, config: PlannerConfig | None = None
+) -> PlannerModel:
     """Read the planner of a released folder, or of one that `save_planner` wrote; the renderer's tensors are left.
-
-    Shapes of flow head and connector are those of the weights.
 
     Args:
         folder: Folder with ``bernini/`` and ``mllm/``.
         dtype: Dtype of the weights.
+        config: What weights do not tell, ``flow_shift`` and ``batch_mul``; the released ones if null. Shapes are those
+            of the weights.
 
     Raises:
         CheckpointError: There is no planner, or its tensors are not exactly those of its configuration.
     """
     root = Path(folder)
     try:
-        config = Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
+        shape = Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
         tensors = _read(root / FOLDER, dtype)
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None,
-            config=config,
+            config=shape,
             state_dict={name.removeprefix("mllm."): x for name, x in tensors.items() if name.startswith("mllm.")},
             attn_implementation=ATTENTION,
             dtype=dtype,
@@ -259,7 +259,7 @@ def load_planner(folder: str | Path, dtype: torch.dtype = torch.float32) -> Plan
         )
         mllm, report = loaded
         own = {name: x for name, x in tensors.items() if not name.startswith("mllm.")}
-        model = PlannerModel(mllm, _shapes(own))
+        model = PlannerModel(mllm, _shaped(config or PlannerConfig(), own))
         rest = model.load_state_dict(own, strict=False, assign=True)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
@@ -292,8 +292,10 @@ def _read(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     return tensors
 
 
-def _shapes(tensors: dict[str, Tensor]) -> PlannerConfig:
-    return PlannerConfig(
+def _shaped(config: PlannerConfig, tensors: dict[str, Tensor]) -> PlannerConfig:
+    """The configuration with the shapes of weights."""
+    return replace(
+        config,
         flow_width=len(tensors["vit_decoder.net.input_proj.weight"]),
         flow_depth=sum(name.endswith(".in_ln.weight") for name in tensors),
         gen_dim=len(tensors["connector.proj_gen.0.weight"]),

@@ -22,7 +22,7 @@ from bernini.planner.lora import LoRAConfig
 from bernini.planner.masking import MASK_RATIOS, TARGET, UNIFORM, SourceAttention, draw_masked
 from bernini.planner.model import PlannerConfig, PlannerOutput, build, load_planner
 from bernini.planner.planning import Plan, PlanningConfig
-from bernini.planner.template import PlannerTemplate, pack
+from bernini.planner.template import IGNORED, PlannerSample, PlannerTemplate, pack
 from bernini.planner.vision import TargetSize, VisionConfig
 from bernini.seeds import draw_seed
 from bernini.sharding import data_rank, shard
@@ -66,7 +66,7 @@ class PlannerModule(Adaptable):
         tokenizer: Folder of Qwen2.5-VL's tokenizer.
         init_from: Bernini folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
         mllm: Shape of a multimodal LLM that starts from random weights.
-        planner: Shape of the rest, where ``init_from`` is not given.
+        planner: Shape of the rest; of ``init_from`` the shapes are the weights', and flow_shift and batch_mul these.
         vision: How pixels become patches.
         loss: Losses and masks.
         dropout: How conditions are dropped, for the guidance of planning.
@@ -121,7 +121,7 @@ class PlannerModule(Adaptable):
         if hasattr(self, "planner"):
             return
         if self.init_from:
-            self.planner = load_planner(self.init_from)
+            self.planner = load_planner(self.init_from, config=self.config)
         else:
             assert self.mllm is not None
             torch.manual_seed(draw_seed(self.seed, "weights"))
@@ -217,7 +217,7 @@ class PlannerModule(Adaptable):
         draws = Draws.cat([self._draw(int(m.sum()), seed) for m, seed in zip(masked, seeds, strict=True)])
         packed, hidden = pack(written).to(self.device), torch.cat(masked).to(self.device)
         output = self.planner(packed, masked=hidden, draws=draws, sources=self.sources)
-        return self._weigh(output, samples, packed.sample[hidden])
+        return self._weigh(output, samples, [int(m.sum()) for m in masked], [_labels(w) for w in written])
 
     def _hide(self, sample: Conversation, token_type: Tensor, generator: torch.Generator) -> Tensor:
         """Bool ``[n]``: target tokens that are hidden."""
@@ -232,21 +232,25 @@ class PlannerModule(Adaptable):
         return self.planner.vit_decoder.draw(count, torch.Generator(self.device).manual_seed(seed), self.device)
 
     def _weigh(
-        self, output: PlannerOutput, samples: Sequence[Conversation], hidden_owners: Tensor
+        self, output: PlannerOutput, samples: Sequence[Conversation], hidden: Sequence[int], labelled: Sequence[int]
     ) -> tuple[Tensor, MeanTable]:
+        """The loss, and sums of each sample's hidden tokens and labels, whose numbers are given."""
         assert output.visual is not None
         ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
-        counts = torch.tensor([ntp.numel(), output.visual.numel()], device=self.device, dtype=torch.float32)
+        right = (output.logits.argmax(-1) == output.labels).float()
+        counts = torch.tensor([sum(labelled), sum(hidden)], device=self.device, dtype=torch.float32)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             counts /= dist.get_world_size()
         ntp_mean, visual_mean = torch.stack([ntp.sum(), output.visual.sum()]) / counts.clamp(min=1e-6)
         table = MeanTable(_NAMES, self.device)
-        owners = [samples[n] for n in hidden_owners.tolist()]
-        table.add(output.visual.detach(), [_counted(s, "visual", f"visual_{s.task}") for s in owners])
-        owners = [samples[n] for n in output.owners.tolist()]
-        table.add(ntp.detach(), [_counted(s, "ntp") for s in owners])
-        table.add((output.logits.argmax(-1) == output.labels).float(), [_counted(s, "accuracy") for s in owners])
+        for values, lengths, names in (
+            (output.visual, hidden, [("visual", f"visual_{s.task}") if s.targets else () for s in samples]),
+            (ntp, labelled, [("ntp",)] * len(samples)),
+            (right, labelled, [("accuracy",)] * len(samples)),
+        ):
+            sums = torch.stack([own.sum() for own in values.detach().split(list(lengths))])
+            table.add(sums, [_counted(s, *own) for s, own in zip(samples, names, strict=True)], lengths)
         return self.loss.ntp * ntp_mean + self.loss.visual * visual_mean, table
 
     # -- planning --------------------------------------------------------------------------------------------------
@@ -276,3 +280,8 @@ class PlannerModule(Adaptable):
 def _counted(sample: Conversation, *rows: str) -> tuple[str, ...]:
     """The rows that a sample's values belong to: none if it only keeps a rank in step with the others."""
     return () if sample.info.get("padding") else rows
+
+
+def _labels(sample: PlannerSample) -> int:
+    """How many tokens are learned."""
+    return int((sample.labels != IGNORED).sum())

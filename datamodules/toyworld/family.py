@@ -5,6 +5,7 @@ the VAE and the transformers come from `bernini fit`.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -56,16 +57,8 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
         A tokenizer that ends a text with ``</s>`` and pads with ``<pad>``, which is token 0 as in UMT5.
     """
     samples = items(list(TASKS), SENTENCES, seed=seed, frames=1, height=32, width=32)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((renderer_text(sample.task, sample.prompt) for sample in samples), trainer)
+    texts = (renderer_text(sample.task, sample.prompt) for sample in samples)
+    tokenizer = _train(texts, SPECIAL, add_prefix_space=True)
     pad, end, unknown = SPECIAL
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
@@ -95,17 +88,23 @@ def train_chat_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     texts = [m.text for sample in samples for m in sample.messages if m.text]
     texts += [sample.info["explicit"] for sample in samples if "explicit" in sample.info]
     texts += [DEFAULT_SENTENCE, *(task.planner_sentence for task in TASKS.values()), "system", "user", "assistant"]
+    tokenizer = _train(texts, QWEN, add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=QWEN[0], eos_token="<|im_end|>")
+
+
+def _train(texts: Iterable[str], special: Sequence[str], add_prefix_space: bool) -> Tokenizer:
+    """Byte-level BPE of the words of some texts."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(QWEN),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=QWEN[0], eos_token="<|im_end|>")
+    return tokenizer
 
 
 def random_encoder(vocabulary: int, *, dim: int = 64, layers: int = 2, seed: int = 0) -> UMT5EncoderModel:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planners import ADDED, TEXT, TOWER
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig
 
@@ -23,40 +24,14 @@ from bernini.planner.planning import PlanningConfig
 from bernini.planner.template import PlannerSample, pack
 from bernini.planner.vision import Visual
 
-SMALL = PlannerConfig(flow_width=24, flow_depth=2, batch_mul=4, gen_dim=20, mask_tokens=3)
-IMAGE, VIDEO = 290, 291  # pads
-
-
-def tiny_mllm(vocabulary: int = 300) -> Qwen2_5_VLConfig:
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
-    text = {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "vocab_size": vocabulary,
-        "rope_parameters": rope,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-    vision = {
-        "out_hidden_size": 32,
-        "hidden_size": 16,
-        "depth": 2,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 8,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+SMALL = PlannerConfig(**ADDED)
+IMAGE = 290  # a pad
 
 
 @pytest.fixture
 def model() -> PlannerModel:
     torch.manual_seed(0)
-    return build(SMALL, tiny_mllm()).eval()
+    return build(SMALL, Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER)).eval()
 
 
 def make_sample(seed: int, sources: int, words: int = 5, labels: bool = False) -> PlannerSample:
@@ -113,6 +88,12 @@ def test_checkpoints_go_there_and_back(model: PlannerModel, tmp_path: Path) -> N
     with torch.no_grad():
         outputs = [one(samples, one.see(samples.visuals)) for one in (model, again)]
     assert torch.equal(outputs[0].hidden, outputs[1].hidden) and torch.equal(outputs[0].logits, outputs[1].logits)
+
+
+def test_what_weights_do_not_tell_is_configured(model: PlannerModel, tmp_path: Path) -> None:
+    save_planner(model, tmp_path)
+    config = load_planner(tmp_path, config=PlannerConfig(flow_shift=3.0, batch_mul=5)).vit_decoder.config
+    assert (config.shift, config.batch_mul, config.width) == (3.0, 5, SMALL.flow_width)
 
 
 def test_the_renderers_tensors_are_left_and_missing_ones_told(model: PlannerModel, tmp_path: Path) -> None:
