@@ -31,7 +31,7 @@ class ToyBenchmark(Benchmark):
     """
 
     name: ClassVar[str] = "toy"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     notes: ClassVar[str] = (
         "Moving shapes of the toy world, scored by its verifier from pixels alone. Figures compare with those of equal "
         "version and settings only."

@@ -11,12 +11,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import pad
 
 from bernini.errors import ConfigError
 
 TEXT, SOURCE, TARGET = 0, 2, 3
 """Token types, numbered as released; the released template never uses its type 1."""
+
+BLOCK = 128  # tokens of a block of FlexAttention, queries and keys
+ROWS = 8 * BLOCK  # queries whose table is made at once
 
 SourceAttention = Literal["causal", "bidirectional"]
 MaskRule = Callable[[Tensor | None, Tensor | None, Tensor, Tensor], Tensor]
@@ -64,9 +68,26 @@ def block_mask(
     token_type: Tensor, segment_id: Tensor, sample: Tensor | None = None, sources: SourceAttention = "causal"
 ) -> BlockMask:
     """The mask for FlexAttention, which skips blocks that nobody sees. See `mask_rule`."""
-    rule, n, device = mask_rule(token_type, segment_id, sample, sources), len(token_type), token_type.device
-    # Compiled, it never makes the whole table, which for long packs is gigabytes.
-    return create_block_mask(rule, None, None, n, n, device=device, _compile=device.type == "cuda")
+    rule, n = mask_rule(token_type, segment_id, sample, sources), len(token_type)
+    index = torch.arange(n, device=token_type.device)
+    some, every = [], []
+    # One row of blocks after the other: the whole table is gigabytes for long packs. torch's own way around it is to
+    # compile the rule, which takes minutes for this one.
+    for queries in index.split(ROWS):
+        table = pad(rule(None, None, queries[:, None], index[None]), (0, -n % BLOCK, 0, -len(queries) % BLOCK))
+        blocks = table.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+        some.append(blocks.any(3).any(1))
+        every.append(blocks.all(3).all(1))
+    seen, whole = torch.cat(some), torch.cat(every)
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(n, n)
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and their numbers in front of all others'."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 @dataclass(frozen=True)

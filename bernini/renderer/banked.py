@@ -1,7 +1,9 @@
 """Training from a bank of prepared samples, for renderers whose kernels take longer to be launched than to run."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,21 @@ from bernini.tasks import get_task
 from bernini.vae.codec import LatentCodec
 
 SIGMAS = 8192  # noise levels drawn ahead for each task, of which a step takes its own
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents of one size, which go through everything together: few large kernels instead of many small ones.
+
+    Attributes:
+        slots: Number of the stack, and its posteriors of one source or of the target.
+        sample: ``[n]`` sample, in the pack's order, that each latent belongs to.
+        is_target: ``[n]`` 1 for targets; sources, 0, are noised with sigma 0.
+    """
+
+    slots: list[tuple[int, Tensor]]
+    sample: Tensor
+    is_target: Tensor
 
 
 class StackedPass(nn.Module):
@@ -38,9 +55,14 @@ class StackedPass(nn.Module):
         self.model = model
         self._bank, self._sigmas, self._text_dropout = bank, sigmas, text_dropout
         self._normalize = codec.normalize
-        # Samples of equal lengths lie side by side: they share one call of attention.
+        # Samples of equal lengths lie side by side: most backends of attention take them in one call.
         self._order = sorted(range(len(bank.stacks)), key=lambda n: self._tokens(bank.stacks[n]))
         self._template = self._lay_out()
+        device = bank.stacks[0].target.device
+        rows = bank.split(torch.arange(bank.batch_size, device=device))
+        self._unsorted = torch.cat([rows[number] for number in self._order]).argsort()
+        self._stack = torch.cat([torch.full_like(rows[number], number) for number in self._order])
+        self._groups, self._place = self._arrange(device)
 
     def forward(self, rows: Tensor) -> Tensor:
         """The velocity loss of every sample.
@@ -51,31 +73,33 @@ class StackedPass(nn.Module):
         Returns:
             ``[batch_size]`` fp32, in the order of ``rows``.
         """
-        patches, velocities, timesteps, contexts = [], [], [], []
-        parts = self._bank.split(rows)
-        for number in self._order:
-            stack, own = self._bank.stacks[number], parts[number]
-            sources = [self._latent(posteriors[own]) for posteriors in stack.sources]
-            x0 = self._latent(stack.target[own])
+        with torch.autocast(rows.device.type, enabled=False):
+            packed, velocity = self._pack(rows)
+        predicted = self.model(packed).index_select(0, packed.target_index)
+        return velocity_losses(predicted, velocity, packed.target_lengths)[self._unsorted]
+
+    def _pack(self, rows: Tensor) -> tuple[Pack, Tensor]:
+        """The samples, noised and packed, and the velocity of every target token."""
+        own, stacks, patch = self._bank.split(rows), self._bank.stacks, self.model.patch
+        sigmas = self._sigmas[self._stack, torch.randint(SIGMAS, rows.shape, device=rows.device)]
+        patches, velocities = [], []
+        for group in self._groups:
+            x0 = self._latent(torch.cat([posteriors[own[number]] for number, posteriors in group.slots]))
             noise = torch.randn_like(x0)
-            sigma = self._sigmas[number][torch.randint(SIGMAS, own.shape, device=own.device)]
-            noised = add_noise(x0, noise, sigma.view(-1, 1, 1, 1, 1))
-            tokens = [patchify(x, self.model.patch) for x in (*sources, noised)]
-            patches.append(torch.cat(tokens, dim=1).flatten(0, 1))
-            velocities.append(target_patches(noise - x0, self.model.patch).flatten(0, 1))
-            timesteps.append(1000 * sigma)
-            kept = torch.rand(own.shape, device=own.device) >= self._text_dropout
-            contexts.append(torch.where(kept[:, None, None], stack.text[own], stack.dropped).flatten(0, 1))
+            sigma = sigmas[group.sample] * group.is_target
+            patches.append(patchify(add_noise(x0, noise, sigma.view(-1, 1, 1, 1, 1)), patch).flatten(0, 1))
+            velocities.append(target_patches(noise - x0, patch).flatten(0, 1))
+
+        dropped = torch.stack([stack.dropped for stack in stacks])[self._stack]
+        kept = torch.rand(rows.shape, device=rows.device) >= self._text_dropout
+        texts = torch.cat([stacks[number].text[own[number]] for number in self._order])
         packed = replace(
             self._template,
-            patches=torch.cat(patches),
-            timesteps=torch.cat(timesteps),
-            context=torch.cat(contexts).float(),
+            patches=torch.cat(patches)[self._place],
+            timesteps=1000 * sigmas,
+            context=torch.where(kept[:, None, None], texts, dropped).flatten(0, 1).float(),
         )
-        predicted = self.model(packed).index_select(0, packed.target_index)
-        losses = velocity_losses(predicted, torch.cat(velocities), packed.target_lengths)
-        found = dict(zip(self._order, losses.split([self._bank.counts[n] for n in self._order]), strict=True))
-        return torch.cat([found[number] for number in range(len(found))])
+        return packed, torch.cat(velocities)[self._place[packed.target_index]]
 
     def _latent(self, posterior: Tensor) -> Tensor:
         channels = posterior.shape[1] // 2
@@ -83,6 +107,29 @@ class StackedPass(nn.Module):
 
     def _tokens(self, stack: Stack) -> int:
         return sum(x[0, 0].numel() for x in (*stack.sources, stack.target))
+
+    def _arrange(self, device: torch.device) -> tuple[list[Group], Tensor]:
+        """Latents grouped by size, and the place of each of the pack's tokens among the groups' tokens."""
+        slots: dict[torch.Size, list[tuple[int, int, Tensor]]] = defaultdict(list)
+        for number in self._order:
+            stack = self._bank.stacks[number]
+            for position, posteriors in enumerate((*stack.sources, stack.target)):
+                slots[posteriors.shape[1:]].append((number, position, posteriors))
+        groups, places, start = [], {}, 0
+        for own in slots.values():
+            samples, is_target = [], []
+            for number, position, posteriors in own:
+                samples.append(torch.nonzero(self._stack == number).squeeze(1))
+                is_target.append(torch.full_like(samples[-1], posteriors is self._bank.stacks[number].target))
+                end = start + len(samples[-1]) * posteriors[0, 0].numel() // math.prod(self.model.patch)
+                places[number, position] = torch.arange(start, end, device=device).view(len(samples[-1]), -1)
+                start = end
+            groups.append(Group([(number, x) for number, _, x in own], torch.cat(samples), torch.cat(is_target)))
+        rows = (
+            torch.cat([places[number, n] for n in range(len(self._bank.stacks[number].sources) + 1)], dim=1).flatten()
+            for number in self._order
+        )
+        return groups, torch.cat(list(rows))
 
     def _lay_out(self) -> Pack:
         """A pack with the segments of every batch."""
@@ -159,8 +206,8 @@ class BankedRendererModule(RendererModule):
     def _record(self, name: str, bank: Bank) -> Callable[[Tensor], Tensor]:
         model, expert = self.renderer.models[name], self._experts()[name] or "single"
         cuda = self.device.type == "cuda"
-        if cuda and model.attention == "auto":
-            model.attention = "flash"  # many shapes of short sequences: cuDNN would plan each
+        if cuda and torch.is_autocast_enabled("cuda") and model.attention == "auto":
+            model.attention = "varlen"  # one call for all of many short samples
         one = StackedPass(model, bank, self.codec, self._sigmas(bank, expert), self.dropout.text)
         if not (cuda and self.cuda_graphs):
             return one

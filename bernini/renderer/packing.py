@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ class Pack:
         target_index: ``[target_tokens]`` tokens to be predicted.
         timesteps: ``[samples]`` float32.
         context: ``[rows, text_dim]``.
+        token_starts: ``[samples + 1]`` int32, the first token of each sample, and the end.
+        context_starts: The same of the context rows.
         token_lengths: Tokens per sample.
         context_lengths: Context rows per sample.
         target_lengths: Tokens per target, in packing order.
@@ -69,6 +72,8 @@ class Pack:
     target_index: Tensor
     timesteps: Tensor
     context: Tensor
+    token_starts: Tensor
+    context_starts: Tensor
     token_lengths: tuple[int, ...]
     context_lengths: tuple[int, ...]
     target_lengths: tuple[int, ...]
@@ -168,6 +173,11 @@ def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
         token_lengths.append(start - first)
     latents = [segment.latent for sample in samples for segment in sample.segments]
     target_index = np.concatenate(targets) if targets else np.empty(0, np.int64)
+    context_lengths = [sample.context.shape[0] for sample in samples]
+
+    def starts(lengths: Sequence[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
     return Pack(
         patches=torch.cat(map_stacked(lambda stacked: patchify(stacked, patch), latents)),
         segments=torch.tensor(table, dtype=torch.float32, device=device),
@@ -175,8 +185,10 @@ def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
         target_index=torch.from_numpy(target_index).to(device),
         timesteps=torch.tensor([sample.timestep for sample in samples], dtype=torch.float32, device=device),
         context=torch.cat([s.context for s in samples]),
+        token_starts=starts(token_lengths),
+        context_starts=starts(context_lengths),
         token_lengths=tuple(token_lengths),
-        context_lengths=tuple(s.context.shape[0] for s in samples),
+        context_lengths=tuple(context_lengths),
         target_lengths=tuple(map(len, targets)),
         target_grids=tuple(target_grids),
     )

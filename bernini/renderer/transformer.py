@@ -146,8 +146,9 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         sample_index = self_lengths = cross_lengths = None
         if len(pack.token_lengths) > 1:
             sample_index = pack.sample_index
-            self_lengths = Lengths(tuple((n, n) for n in pack.token_lengths))
-            cross_lengths = Lengths(tuple(zip(pack.token_lengths, pack.context_lengths, strict=True)))
+            tokens, rows, starts = pack.token_lengths, pack.context_lengths, pack.token_starts
+            self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts)
+            cross_lengths = Lengths(tuple(zip(tokens, rows, strict=True)), starts, pack.context_starts)
 
         table = pack.segments
         if self.segment_encoding == "embedding":

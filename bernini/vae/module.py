@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -237,9 +237,11 @@ class VAEModule(ConfiguredOptimizer):
         groups = stack_media(batch)
         count = sum(map(len, groups))
         total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for pixels in groups:
-            noise = torch.randn(self._latent_shape(pixels), generator=generator, device=self.device)
-            *parts, posterior = self._pass(pixels, noise)(pixels, noise)
+        noises = [torch.randn(self._latent_shape(x), generator=generator, device=self.device) for x in groups]
+        # All before the first runs: nothing that waits for its backward may be there when a graph is recorded.
+        passes = [self._pass(pixels, noise) for pixels, noise in zip(groups, noises, strict=True)]
+        for one, pixels, noise in zip(passes, groups, noises, strict=True):
+            *parts, posterior = one(pixels, noise)
             for name, value in zip(PARTS, parts, strict=True):
                 total[name] = total[name] + value * (len(pixels) / count)
             self._posteriors.extend(posterior.clone())  # a graph will write over it
@@ -250,10 +252,11 @@ class VAEModule(ConfiguredOptimizer):
 
     def _pass(self, pixels: Tensor, noise: Tensor) -> Callable[..., tuple[Tensor, ...]]:
         if pixels.shape not in self._passes:
-            one = TrainingPass(self.vae, self.loss)
+            one: Any = TrainingPass(self.vae, self.loss)
             graph = self.cuda_graphs and self.device.type == "cuda"
-            made = torch.cuda.make_graphed_callables(one, (pixels, noise)) if graph else one
-            self._passes[pixels.shape] = cast(Callable[..., tuple[Tensor, ...]], made)
+            if graph:  # convolutions over time have no part in images
+                one = torch.cuda.make_graphed_callables(one, (pixels, noise), allow_unused_input=True)
+            self._passes[pixels.shape] = cast(Callable[..., tuple[Tensor, ...]], one)
         return self._passes[pixels.shape]
 
     def _latent_shape(self, pixels: Tensor) -> tuple[int, ...]:

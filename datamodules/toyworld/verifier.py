@@ -83,8 +83,7 @@ def judge(item: Conversation, output: Tensor) -> dict[str, float]:
         - ``motion`` (clips): the share of the target's things whose direction of motion, or stillness, is right; things
           too many count as wrong.
         - ``edit_done`` (tasks with an edit): 1 if everything that tells the target from the source is right, else 0.
-          For a removal: 1 if no thing too many is in the place of the one to be removed; where that takes reasoning,
-          if nothing is.
+          For a removal: 1 if nothing is in the place of the one to be removed.
         - ``rest_unchanged`` (the same tasks): the share right of all other attributes and motions, which the target has
           from the source.
         - ``identity`` (tasks with a reference): the share right of shape, colour and texture of the things that the
@@ -120,9 +119,8 @@ def judge(item: Conversation, output: Tensor) -> dict[str, float]:
         if len(target.things) < len(source.things):
             (gone,) = set(source.things) - set(target.things)
             extra = tuple(thing for thing in extra if thing.place != gone.place)
-            # With reasoning, the question is which thing is gone: the wrong one leaves none too many.
-            left = seen.things if truth["edit"] == "reason" else match.extra
-            scores["edit_done"] = float(all(thing.place != gone.place for thing in left))
+            # Not only things too many: if the wrong one is gone, there are none.
+            scores["edit_done"] = float(all(thing.place != gone.place for thing in seen.things))
         else:
             scores["edit_done"] = float(all(right[slot] for slot in changed))
         rest = [ok for slot, ok in right.items() if slot not in changed]

@@ -157,7 +157,7 @@ def fit(folder: Path, encoding: str, monkeypatch: pytest.MonkeyPatch, lr: float 
     chosen = ["--model.init_args.architecture.segment_encoding", encoding, "--seed_everything", "0"]
     schedule = "--model.lr_scheduler.init_args"
     tiny = "--trainer.max_steps=2 --trainer.accelerator=cpu --trainer.precision=32-true --trainer.log_every_n_steps=1"
-    size = "--data.length=32 --data.frames=5 --data.height=32 --data.width=32 --data.workers=0"
+    size = "--model.compile=false --data.length=32 --data.frames=5 --data.height=32 --data.width=32 --data.workers=0"
     rates = [f"{schedule}.total_steps=3", f"{schedule}.max_lr={lr}", f"--data.file={folder / 'bank.safetensors'}"]
     more = ["--data.tasks={r2v: 8}", "--trainer.enable_progress_bar=false"]
     arguments = [*chosen, *tiny.split(), *size.split(), *rates, *more]

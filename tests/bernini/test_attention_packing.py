@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import make_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bernini.errors import ConfigError, DataError
-from bernini.renderer.attention import Lengths, packed_attention, resolve_backend
+from bernini.renderer.attention import packed_attention, resolve_backend
 from bernini.renderer.packing import (
     PackedSample,
     Segment,
@@ -118,7 +119,7 @@ def test_grouped_attention_is_attention_per_sample(lengths, randn):
         expected.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[k_start : k_start + k_length]))
         q_start, k_start = q_start + q_length, k_start + k_length
     for backend in ("native", "math"):
-        torch.testing.assert_close(packed_attention(q, k, v, Lengths(lengths), backend), torch.cat(expected))
+        torch.testing.assert_close(packed_attention(q, k, v, make_lengths(lengths), backend), torch.cat(expected))
         if len(lengths) == 1:
             torch.testing.assert_close(packed_attention(q, k, v, None, backend), expected[0])
 
@@ -132,6 +133,8 @@ def test_backend_is_resolved_or_refused():
         resolve_backend("flsh", cpu, torch.float32, 128)
     with pytest.raises(ConfigError, match="cuDNN attention needs CUDA"):
         resolve_backend("cudnn", cpu, torch.bfloat16, 128)
+    with pytest.raises(ConfigError, match="varlen attention needs CUDA"):
+        resolve_backend("varlen", torch.device("cuda"), torch.float32, 128)
 
 
 def test_checkpointing_changes_no_gradient(tiny_model, randn):

@@ -29,8 +29,9 @@ def codec() -> LatentCodec:
     return LatentCodec.from_pretrained(ROOT / "assets" / "toy" / "vae")
 
 
-def test_a_stacked_batch_is_the_pack_of_its_samples(codec):
-    stacks = (make_stack("vrc2v", [3, 1], 0), make_stack("t2v", [], 1), make_stack("r2v", [1, 1, 1], 2))
+@pytest.mark.parametrize("first", [[], [1]], ids=["clips come first", "images come first"])
+def test_a_stacked_batch_is_the_pack_of_its_samples(codec, first):
+    stacks = (make_stack("vrc2v", [3, 1], 0), make_stack("r2v", first, 1), make_stack("r2v", [1, 1, 1], 2))
     bank = Bank(stacks, (2, 3, 1))
     model = TINY.build()
     seen = []

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from bernini.errors import ConfigError
@@ -89,6 +89,23 @@ def test_block_mask_is_the_same_rule(samples, attention):
     types, segments, sample = layout(*samples)
     rule, n = mask_rule(types, segments, sample, attention), len(types)
     assert torch.equal(create_mask(rule, 1, 1, n, n, "cpu")[0, 0], visible(types, segments, sample, attention))
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("size", [5, 128, 300, 1500])
+def test_blocks_are_those_that_torch_finds(size, attention):
+    generator = torch.Generator().manual_seed(size)
+    kinds = torch.tensor([TEXT, SOURCE, TARGET])[torch.randint(3, (size // 40 + 1,), generator=generator)]
+    types = kinds.repeat_interleave(40)[:size]
+    segments, sample = torch.arange(size) // 40, torch.arange(size) // 200
+    ours = block_mask(types, segments, sample, attention)
+    torchs = create_block_mask(mask_rule(types, segments, sample, attention), None, None, size, size, device="cpu")
+    assert ours.shape == torchs.shape
+    for kind in ("kv", "full_kv", "q", "full_q"):  # those of queries serve the backward pass
+        counts, numbers = (getattr(ours, f"{kind}_{name}")[0, 0] for name in ("num_blocks", "indices"))
+        assert torch.equal(counts, getattr(torchs, f"{kind}_num_blocks")[0, 0])
+        for own, wanted, count in zip(numbers, getattr(torchs, f"{kind}_indices")[0, 0], counts, strict=True):
+            assert torch.equal(own[:count], wanted[:count])
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])

@@ -180,6 +180,14 @@ def test_damage_beside_the_edit_is_seen():
     assert scores["rest_unchanged"] == pytest.approx((slots - 2) / (slots - 1))
     assert judge(item, render(replace(target, things=())))["edit_done"] == 0
 
+    item = next(i for i in items(["v2v"], 50, edits=["remove"]) if len(i.info["truth"]["target"]["things"]) == 1)
+    source, target = (
+        Scene.from_json(scene) for scene in (item.info["truth"]["sources"][0], item.info["truth"]["target"])
+    )
+    (gone,) = set(source.things) - set(target.things)
+    assert judge(item, render(replace(target, things=(gone,))))["edit_done"] == 0, "the wrong one was removed"
+    assert judge(item, render(replace(target, things=())))["edit_done"] == 1, "and here both"
+
     item = next(i for i in items(["t2v"], 50) if len(i.info["truth"]["target"]["things"]) == 1)
     target = Scene.from_json(item.info["truth"]["target"])
     crowd = Scene(

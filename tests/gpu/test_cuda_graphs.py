@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -42,7 +43,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
     """What graphs were made of."""
     made: list[torch.nn.Module] = []
     record: Callable[..., object] = torch.cuda.make_graphed_callables
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda one, *args: made.append(one) or record(one, *args))
+
+    def recorder(one: torch.nn.Module, *args: Any, **options: Any) -> object:
+        made.append(one)
+        return record(one, *args, **options)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
     return made
 
 

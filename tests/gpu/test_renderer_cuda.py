@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
+from factories import make_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bernini.renderer.attention import Lengths, packed_attention, resolve_backend
+from bernini.renderer.attention import packed_attention, resolve_backend
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack
 
@@ -56,20 +57,27 @@ def samples():
     ]
 
 
-@pytest.mark.parametrize("lengths", [None, Lengths(((700, 512), (700, 512), (68, 77)))], ids=["one", "several"])
-def test_cudnn_attention_is_used_and_right(lengths, relative_error):
+KERNELS = {
+    "cudnn": "aten::_scaled_dot_product_cudnn_attention",
+    "varlen": "torch_attn::_varlen_attn",
+}
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("pairs", [None, ((700, 512), (700, 512), (68, 77))], ids=["one", "several"])
+def test_attention_is_of_its_backend_and_right(pairs, backend, relative_error):
+    lengths = make_lengths(pairs, CUDA) if pairs else None
     queries, keys = (1468, 1101)
     q, k, v = (
         torch.randn(n, 12, 128, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for n in (queries, keys, keys)
     )
     probe = torch.randn_like(q)
-    backend = resolve_backend("auto", CUDA, q.dtype, 128)
-    assert backend == "cudnn"
+    assert resolve_backend("auto", CUDA, q.dtype, 128) == "cudnn"
     with Operators() as operators:
         out = packed_attention(q, k, v, lengths, backend)
         grads = torch.autograd.grad(out, (q, k, v), probe)
-    assert "aten::_scaled_dot_product_cudnn_attention" in operators.names
-    assert "aten::_scaled_dot_product_cudnn_attention_backward" in operators.names
+    if backend == "cudnn" or lengths:
+        assert {KERNELS[backend], f"{KERNELS[backend]}_backward"} <= operators.names
     exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
     reference = packed_attention(*exact, lengths, "math")
     for got, wanted in zip(
