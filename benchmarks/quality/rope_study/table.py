@@ -221,6 +221,17 @@ def _training(records: Records) -> str:
     return _table(["", "parameters", "last logged loss of each seed"], rows)
 
 
+def _machines(records: Records) -> list[str]:
+    """Where the runs were scored, and which ones there."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for run in records.runs:
+        facts = run["environment"]
+        device = facts["processor"] if facts["gpu"] == "none" else facts["gpu"]
+        machine = f"{device}, torch {facts['torch']}, {facts['date'][:10]}"
+        found[machine].append(f"{ENCODINGS[run['encoding']]} {run['seed']}")
+    return [f"{machine}: {', '.join(sorted(runs))}" for machine, runs in found.items()]
+
+
 def _commands(records: Records) -> str:
     data, run = records.vae["data"], records.runs[0]
     recipe, program = run["recipe"], "python -m benchmarks.quality.rope_study"
@@ -247,7 +258,7 @@ def _commands(records: Records) -> str:
 def page(records: Records) -> str:
     """The page, in Markdown."""
     data, run = records.vae["data"], records.runs[0]
-    recipe, machine = run["recipe"], run["environment"]
+    recipe = run["recipe"]
     differences, verdicts = _differences(records)
     early = cast(Callable[[int], Bools], records.early)
     seeds, last = len(records.seeds["sa3d"]), max(TRAINED)
@@ -304,8 +315,9 @@ Copied: {METRICS["copied"]}.
 {recipe["steps"]:,} steps of {recipe["batch"]} samples; every batch holds all numbers of images. Each seed has
 {recipe["samples"]:,} samples of its own, with 1 to {last} images at random. Clips of {data["frames"]} frames of
 {data["width"]} x {data["height"]} pixels; AdamW with a peak learning rate of {recipe["lr"]:g}; a moving average of the
-weights is scored, with {run["sampling_steps"]} steps of UniPC. Scored on: {machine["processor"]}; GPUs:
-{machine["gpu"]}; torch {machine["torch"]}; {machine["date"]}.
+weights is scored, with {run["sampling_steps"]} steps of UniPC. Scored on:
+
+{_bullets(_machines(records))}
 
 {_training(records)}
 
