@@ -237,7 +237,7 @@ def test_mistakes_on_the_command_line_are_told(wan: Path, tmp_path: Path, capsys
 def test_the_list_names_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "list"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("toy 1: ") and all(f"  {metric} " in told for metric in ToyBenchmark.metrics)
+    assert told.startswith("toy 2: ") and all(f"  {metric} " in told for metric in ToyBenchmark.metrics)
 
 
 def test_commands_of_the_guide_are_understood() -> None:
