@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,25 +32,25 @@ def config_files(args: Sequence[str]) -> list[Path]:
     ]
 
 
-def check_files(args: Sequence[str], linked: Sequence[str]) -> None:
+def check_files(args: Sequence[str], linked: Mapping[str, str]) -> None:
     """Look at the files of a command line before they are merged.
 
     Args:
         args: The command line.
-        linked: Keys that follow another key, wherever they are set; setting one would have no effect.
+        linked: Keys that follow another key, which is given; setting one would have no effect.
 
     Raises:
         ConfigError: A file is missing or no YAML mapping, or it or the command line sets a linked key.
     """
-    targets = {_short(target) for target in linked}
+    targets = {_short(target): source for target, source in linked.items()}
     files = [(str(file), dict(_leaves(_read(file)))) for file in config_files(args)]
     sources = [*files, *((arg, {arg.split("=")[0].removeprefix("--"): ""}) for arg in args if arg.startswith("--"))]
     for where, values in sources:
         for key in values:
-            if _short(key) in targets:
-                raise ConfigError(
-                    f"{key} would be ignored", where=where, why="it follows seed_everything", fix="set that one"
-                )
+            for target, source in targets.items():
+                if f"{_short(key)}.".startswith(f"{target}."):
+                    why = f"it follows {source}"
+                    raise ConfigError(f"{key} would be ignored", where=where, why=why, fix="set that one")
     for number, (file, values) in enumerate(files, 1):
         _warn_of_copies(file, values, {_short(key): where for where, later in sources[number:] for key in later})
 

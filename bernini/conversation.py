@@ -7,13 +7,16 @@ list the media files in the order in which messages of that kind appear.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bernini.errors import DataError
 from bernini.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from bernini.planner.vision import Visual
 
 MessageType = Literal["text", "cot_text", "image", "image_gen", "video", "frame_gen", "video_gen", "special_token"]
 IMAGE_TYPES = ("image", "image_gen")
@@ -29,6 +32,7 @@ class Media:
         path: File it was read from, as written in the row.
         pixels: ``[3, T, H, W]`` uint8; an image has ``T = 1``.
         posterior: ``[2C, t, h, w]`` mean and log-variance of the VAE, not normalised.
+        visual: What the planner's vision tower takes of ``pixels``, or made of them.
         fps: Frames per second of ``pixels``; 0 for an image.
         source: Geometry of the file that ``pixels`` was sampled from: ``height``, ``width``, ``frames``, ``fps``, and
             ``sampled``, the frames of ``pixels`` that are not padding.
@@ -38,9 +42,23 @@ class Media:
     path: str | None = None
     pixels: Tensor | None = None
     posterior: Tensor | None = None
+    visual: "Visual | None" = None
     fps: float = 0.0
     source: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that are there."""
+        seen = (self.visual.patches, self.visual.features) if self.visual else ()
+        return [x for x in (self.pixels, self.posterior, *seen) if x is not None]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Media":
+        """A copy with every tensor on ``device``."""
+        pixels, posterior = (
+            None if x is None else x.to(device, non_blocking=non_blocking) for x in (self.pixels, self.posterior)
+        )
+        visual = self.visual and self.visual.to(device, non_blocking)
+        return replace(self, pixels=pixels, posterior=posterior, visual=visual)
 
 
 @dataclass
@@ -161,19 +179,10 @@ class Conversation:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Conversation":
         """A copy with every tensor on ``device``; itself, if they are there already."""
         device = torch.device(device)
-        tensors = [x for media in self.media() for x in (media.pixels, media.posterior) if x is not None]
+        tensors = [x for media in self.media() for x in media.tensors()]
         if all(x.device == device for x in (*tensors, *self.text_features.values())):
             return self
-
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=non_blocking)
-
-        messages = [
-            replace(m, media=replace(m.media, pixels=move(m.media.pixels), posterior=move(m.media.posterior)))
-            if m.media is not None
-            else m
-            for m in self.messages
-        ]
+        messages = [m if m.media is None else replace(m, media=m.media.to(device, non_blocking)) for m in self.messages]
         features = {k: v.to(device, non_blocking=non_blocking) for k, v in self.text_features.items()}
         return replace(self, messages=messages, text_features=features)
 

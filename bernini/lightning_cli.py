@@ -15,8 +15,12 @@ from bernini.environment import remember_environment
 from bernini.errors import BerniniError, CheckpointError, ConfigError
 from bernini.resuming import resolve_checkpoint
 
-LINKS = {"seed_everything": ("model.init_args.seed", "data.init_args.seed")}
-"""Values that several places need, written once. A link overwrites its targets, so a target may not be set."""
+LINKS = {
+    "seed_everything": ("model.init_args.seed", "data.init_args.seed"),
+    "model.init_args.vision": ("data.init_args.vision",),
+}
+"""Values that several places need, written once. A link overwrites its targets, so a target may not be set; it does
+nothing where a class lacks the key."""
 
 
 class BerniniCLI(LightningCLI):
@@ -106,7 +110,7 @@ def run_lightning(args: Sequence[str], run: bool = True) -> BerniniCLI:
     from callbacks.config import SaveConfig  # siblings of this package are not imported before they are used
 
     remember_environment()
-    check_files(args, [target for targets in LINKS.values() for target in targets])
+    check_files(args, {target: source for source, targets in LINKS.items() for target in targets})
     try:
         return BerniniCLI(
             L.LightningModule,

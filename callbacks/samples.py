@@ -110,9 +110,9 @@ class SampleVideos(L.Callback):
         pl_module.train(training)
         folder = self.folder / f"step-{step:06d}"
         shown = [p for p in predictions if not p.conversation.info.get("padding")]
-        rows = _of_all_ranks(trainer, [write_prediction(p, folder) for p in shown])
+        rows = of_all_ranks(trainer, [write_prediction(p, folder) for p in shown])
         if trainer.is_global_zero:
-            _log(trainer, folder, rows)
+            show(trainer, folder, rows, {".mp4": "samples", ".png": "sample_images"})
 
     def _clips(self, trainer: L.Trainer) -> list[Conversation]:
         """This rank's share of the first validation clips; every rank has as many, as a sharded model demands."""
@@ -121,7 +121,7 @@ class SampleVideos(L.Callback):
         return list(islice(chain.from_iterable(b.samples for b in datamodule.val_dataloader()), share))
 
 
-def _of_all_ranks(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def of_all_ranks(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of every rank, whose files are written by then."""
     if trainer.world_size == 1:
         return rows
@@ -130,12 +130,19 @@ def _of_all_ranks(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[s
     return list(chain.from_iterable(gathered))
 
 
-def _log(trainer: L.Trainer, folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Show the files in W&B, which copies them, under what they were asked to show."""
+def show(trainer: L.Trainer, folder: Path, rows: list[dict[str, Any]], names: dict[str, str]) -> None:
+    """Show files in W&B, which copies them, under what they were asked to show.
+
+    Args:
+        trainer: Whose loggers are told.
+        folder: Where the files lie.
+        rows: Key, prompt and file of each.
+        names: What files are logged as, by suffix.
+    """
     captions = {str(folder / row["file"]): f"{row['key']}: {row['prompt']}" for row in rows}
-    clips, images = (sorted(file for file in captions if file.endswith(suffix)) for suffix in (".mp4", ".png"))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            for log, key, files in ((logger.log_video, "samples", clips), (logger.log_image, "sample_images", images)):
-                if files:
-                    log(key, files, trainer.global_step, caption=[captions[file] for file in files])
+            for suffix, name in names.items():
+                log = logger.log_video if suffix == ".mp4" else logger.log_image
+                if files := sorted(file for file in captions if file.endswith(suffix)):
+                    log(name, files, trainer.global_step, caption=[captions[file] for file in files])

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bernini.conversation import Batch
 from bernini.errors import BerniniError, ConfigError
+from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
 from datamodules.order import Request
 from datamodules.shards import Shards
@@ -25,6 +26,7 @@ class Clips(Dataset[Batch]):
         targets: Whether every sample must have a target.
         max_frames: Most frames of a raw clip.
         max_edge: Longest edge of raw frames in pixels.
+        vision: Make what a planner with these numbers sees, too; null for nothing.
 
     Raises:
         ConfigError: A folder holds no shards, or a task is unknown or has no sample.
@@ -39,6 +41,7 @@ class Clips(Dataset[Batch]):
         targets: bool,
         max_frames: int | None,
         max_edge: int | None,
+        vision: VisionConfig | None = None,
     ) -> None:
         self.shards = [Shards(folder) for folder in folders]
         kept = None if tasks is None else {get_task(name).name for name in tasks}
@@ -49,7 +52,7 @@ class Clips(Dataset[Batch]):
             raise ConfigError(
                 f"no sample of task {missing[0]}", where=", ".join(folders), why=f"the shards hold {', '.join(here)}"
             )
-        self.targets, self.max_frames, self.max_edge = targets, max_frames, max_edge
+        self.targets, self.max_frames, self.max_edge, self.vision = targets, max_frames, max_edge, vision
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,6 +64,8 @@ class Clips(Dataset[Batch]):
             sample = shards.read(at, max_frames=self.max_frames, max_edge=self.max_edge)
             if position >= len(request.samples) - request.padding:
                 sample.info = {**sample.info, "padding": True}
+            if self.vision:
+                add_visuals(sample, self.vision)
             batch.samples.append(sample.check(targets=self.targets))
         return batch
 

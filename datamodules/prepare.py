@@ -1,4 +1,4 @@
-"""`bernini prepare`: clips to shards, raw or with the features of a frozen VAE and text encoder."""
+"""`bernini prepare`: clips to shards, raw or with the features of a frozen VAE, text encoder and vision tower."""
 
 import json
 import time
@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import BerniniError, ConfigError
 from bernini.media import fit_size, probe_video, read_image, read_video, resize
+from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
 from datamodules.loading import ErrorsAsValues
 from datamodules.shards import Shards, write_shards
 from datamodules.sources import CLIP_OPTIONS, Source, find_sources
 
 if TYPE_CHECKING:
+    from bernini.planner.features import ViTEncoder
     from bernini.text.encoder import TextEncoder
     from bernini.vae.codec import LatentCodec
 
@@ -90,19 +92,35 @@ class Featurizer:
     """Replaces pixels and texts by the features of frozen models.
 
     Args:
-        vae: Folder of a Wan VAE; without it pixels stay pixels.
+        vae: Folder of a Wan VAE; without it and a planner pixels stay pixels.
         text: Folder of a Wan checkpoint with a text encoder; without it texts stay texts.
         dtype: Dtype in which features are stored; they are computed in fp32.
         device: Device that computes.
+        planner: Folder of a planner, for its vision tower; without it nothing is made for a planner.
+        vision: How that tower takes pixels; what the folder says if null.
 
     Raises:
         CheckpointError: A folder does not hold what it should.
+        ConfigError: The tower takes other patches.
     """
 
-    def __init__(self, vae: str | None, text: str | None, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        vae: str | None,
+        text: str | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        planner: str | None = None,
+        vision: VisionConfig | None = None,
+    ) -> None:
         self.dtype, self.device = dtype, device
         self.codec: LatentCodec | None = None
         self.encoder: TextEncoder | None = None
+        self.vit: ViTEncoder | None = None
+        if planner:
+            from bernini.planner import features
+
+            self.vit = features.ViTEncoder.from_pretrained(planner, vision, device)
         if vae:
             from bernini.vae import codec
 
@@ -112,17 +130,27 @@ class Featurizer:
 
             self.encoder = encoder.TextEncoder.from_pretrained(text).to(device)
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether features take the place of pixels."""
+        return self.codec is not None or self.vit is not None
+
     def __call__(self, samples: Sequence[Conversation]) -> Sequence[Conversation]:
-        """Fill ``posterior`` and ``text_features`` of samples in, and take their pixels out.
+        """Fill ``posterior``, ``visual`` and ``text_features`` of samples in, and take their pixels out.
 
         Clips of one size are encoded together.
         """
+        clips = [media for sample in samples for media in sample.media()]
+        if self.vit:
+            self.vit.add_features(samples, self.dtype)
         if self.codec:
             from bernini.renderer.latents import encode_media
 
-            clips = [media for sample in samples for media in sample.media()]
             for media, posterior in zip(clips, encode_media(self.codec, clips), strict=True):
-                media.posterior, media.pixels = posterior.to("cpu", self.dtype), None
+                media.posterior = posterior.to("cpu", self.dtype)
+        if self.reads_pixels:
+            for media in clips:
+                media.pixels = None
         if self.encoder:
             from bernini.text.prompt import renderer_text
 
@@ -154,6 +182,8 @@ def prepare(
     max_edge: int | None = 480,
     vae: str | None = None,
     text: str | None = None,
+    planner: str | None = None,
+    vision: VisionConfig | None = None,
     negative_prompt: str = "",
     dtype: Literal["fp32", "fp16", "bf16"] = "bf16",
     device: str = "auto",
@@ -175,6 +205,8 @@ def prepare(
         max_edge: Longest edge of the frames in pixels; null keeps sizes but for rounding to multiples of 16.
         vae: Folder of a Wan VAE: store its latents in place of pixels.
         text: Folder with the text_encoder and tokenizer of Wan: store text features too.
+        planner: Folder of a planner: store what its vision tower makes of images and clips, in place of their pixels.
+        vision: How that tower takes pixels, as in the planner's training; null takes what its folder says.
         negative_prompt: Text of the negative guidance arm, encoded once for all samples.
         dtype: Number format of stored features.
         device: Device for the features; auto takes the GPU if there is one.
@@ -190,15 +222,15 @@ def prepare(
     Raises:
         ConfigError: The input is not there, or the output holds shards already.
         DataError: A sample is bad, or none is left.
-        CheckpointError: The VAE or the text encoder cannot be read.
+        CheckpointError: The VAE, the text encoder or the planner cannot be read.
     """
     started = time.monotonic()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = task and get_task(task).name
     sources = find_sources(input, targets=not no_targets)
-    features = Featurizer(vae, text, DTYPES[dtype], torch.device(device))
-    reader = Reader(sources, task, not no_targets, fps, max_frames, max_edge, copy=features.codec is None)
+    features = Featurizer(vae, text, DTYPES[dtype], torch.device(device), planner, vision)
+    reader = Reader(sources, task, not no_targets, fps, max_frames, max_edge, copy=not features.reads_pixels)
     loader = DataLoader(ErrorsAsValues(reader), sampler=range(len(sources)), batch_size=None, num_workers=workers)
     bad: list[tuple[Source, BerniniError]] = []
     samples = _good(sources, loader, features, bad if skip_bad else None)
@@ -299,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
     for flag, text in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     try:
-        options: Any = parser.parse_args([_underscored(arg) for arg in argv])
+        options: Any = parser.instantiate(parser.parse_args([_underscored(arg) for arg in argv]))
     except ArgumentError as error:
         raise ConfigError(str(error), fix="`bernini prepare --help` lists the options") from error
     prepare(**vars(options))

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -14,9 +15,11 @@ from torch import Tensor
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import DataError
 from bernini.media import encode_image, encode_video, fit_size, read_image, read_video, resize
+from bernini.planner.vision import VisionConfig, Visual
 
 SCHEMA = 1
 ROW, TENSORS = "json", "prepared.safetensors"
+_STORED = ("pixels", "posterior", "vit")
 _PREPARE = "write the shards again with `bernini prepare`"
 
 
@@ -25,8 +28,9 @@ def encode(conversation: Conversation, *, lossless: bool = False) -> dict[str, b
 
     ``json`` holds the released row with member names as paths, the rate and source geometry of each visual, ``info``
     and the schema version. Visual ``n`` of the messages becomes ``vN.mp4`` or ``iN.png`` when it has pixels; a visual
-    that has neither pixels nor a posterior is the file at its path, copied byte for byte. Posteriors and text features
-    become ``posterior.N`` and ``text.ROLE`` of ``prepared.safetensors``.
+    that has neither pixels nor features is the file at its path, copied byte for byte. Posteriors, ViT features and
+    text features become ``posterior.N``, ``vit.N`` and ``text.ROLE`` of ``prepared.safetensors``; the row says what
+    the ViT features are of.
 
     Args:
         conversation: The sample.
@@ -48,12 +52,22 @@ def encode(conversation: Conversation, *, lossless: bool = False) -> dict[str, b
         if media.posterior is not None:
             visual["posterior"] = f"posterior.{number}"
             tensors[visual["posterior"]] = media.posterior
-        if media.pixels is not None or media.posterior is None:
+        if media.visual is not None and media.visual.features is not None:
+            visual["vit"] = f"vit.{number}"
+            visual["seen"] = {
+                "grid": media.visual.grid,
+                "tower": media.visual.tower,
+                "vision": asdict(media.visual.config),
+            }
+            tensors[visual["vit"]] = media.visual.features
+        if media.pixels is not None or not visual.keys() & {"posterior", "vit"}:
             suffix, data = _file(message, media, lossless, f"{conversation.key}, visual {number}")
             visual["pixels"] = f"{'v' if message.is_video else 'i'}{number}.{suffix}"
             members[visual["pixels"]] = data
         visuals.append(visual)
-        messages.append(replace(message, media=replace(media, path=visual.get("pixels", visual.get("posterior")))))
+        messages.append(
+            replace(message, media=replace(media, path=next(visual[kind] for kind in _STORED if kind in visual)))
+        )
     row = replace(conversation, messages=messages).to_row()
     row |= {"schema": SCHEMA, "visuals": visuals, "info": conversation.info}
     members[ROW] = json.dumps(row).encode()
@@ -93,11 +107,11 @@ def decode(
         members: Suffix -> bytes, as `encode` made them.
         key: Sample key.
         where: Shard and key, for errors.
-        max_frames: Most frames of a clip; a longer one loses its end. Posteriors stay as they are.
-        max_edge: Longest edge of frames in pixels; larger ones are resized. Posteriors stay as they are.
+        max_frames: Most frames of a clip; a longer one loses its end. Features stay as they are.
+        max_edge: Longest edge of frames in pixels; larger ones are resized. Features stay as they are.
 
     Returns:
-        The conversation, with ``pixels`` and ``posterior`` as far as they were stored.
+        The conversation, with ``pixels``, ``posterior`` and ``visual`` as far as they were stored.
 
     Raises:
         DataError: A member is missing or damaged.
@@ -116,7 +130,8 @@ def decode(
     if len(visuals) != len(row["visuals"]):
         raise DataError(f"{len(visuals)} visual messages, {len(row['visuals'])} visuals", where=f"{where}.{ROW}")
     for message, visual in zip(visuals, row["visuals"], strict=True):
-        for name, stored in ((visual.get("pixels"), members), (visual.get("posterior"), tensors)):
+        for kind in _STORED:
+            name, stored = visual.get(kind), members if kind == "pixels" else tensors
             if name is not None and name not in stored:
                 raise DataError(
                     f"{name} of the sample is missing", where=where, why="the shard is damaged", fix=_PREPARE
@@ -125,6 +140,8 @@ def decode(
         if name := visual.get("pixels"):
             media = _read(message, visual, members[name], f"{where}.{name}", max_frames, max_edge)
         media.posterior = tensors.get(visual.get("posterior", ""))
+        if name := visual.get("vit"):
+            media.visual = _visual(visual["seen"], message.is_video, tensors[name], where)
         if message.media is not None:
             message.media = replace(media, path=message.media.path, options=message.media.options)
     return conversation
@@ -164,6 +181,18 @@ def _read(
     if max_edge is not None and max(height, width) > max_edge:
         media.pixels = resize(media.pixels, *fit_size(height, width, max_edge=max_edge))
     return media
+
+
+def _visual(seen: dict[str, Any], is_video: bool, features: Tensor, where: str) -> Visual:
+    """What a vision tower made of a visual."""
+    try:
+        config = VisionConfig.from_json(seen["vision"])
+        t, h, w = seen["grid"]
+        return Visual(torch.empty(0, config.columns), (t, h, w), is_video, config, features, seen["tower"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the row does not say what ViT features are of: {error!r}", where=f"{where}.{ROW}", fix=_PREPARE
+        ) from error
 
 
 def _source(original: dict[str, float], stored: dict[str, float]) -> dict[str, float]:

@@ -100,11 +100,11 @@ class OrderedDataModule(L.LightningDataModule):
         kwargs = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
         return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
-    def loader(self, dataset: Dataset[Batch], make: Callable[[], Iterable[Request]], length: int, seed: int) -> Loader:
+    def loader(self, dataset: Dataset[Any], make: Callable[[], Iterable[Request]], length: int, seed: int) -> Loader:
         """A loader of batches.
 
         Args:
-            dataset: Turns a request into a batch.
+            dataset: Turns a request into a batch, or whatever else is to come of it.
             make: Gives the requests of one pass, each time anew.
             length: Number of requests of a whole epoch.
             seed: Seed of the workers, so that they leave the global generator to the model.

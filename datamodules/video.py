@@ -7,6 +7,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from bernini.errors import ConfigError
+from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
 from datamodules.loading import Clips, Loader
 from datamodules.order import Request, eval_requests, mixture, permutation, settled, train_requests
@@ -39,6 +40,8 @@ class VideoDataModule(OrderedDataModule):
         max_samples: Most validation, test and prediction samples; the first ones are kept.
         max_frames: Most frames of a raw clip; a longer one loses its end.
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
+        vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
+            planner's own; null leaves that to the training process.
 
     Raises:
         ConfigError: A number is out of range.
@@ -60,6 +63,7 @@ class VideoDataModule(OrderedDataModule):
         max_samples: int | None = None,
         max_frames: int | None = None,
         max_edge: int | None = None,
+        vision: VisionConfig | None = None,
     ) -> None:
         super().__init__(workers, start_method)
         if min(batch_size, eval_batch_size) < 1 or workers < 0 or seed < 0:
@@ -70,7 +74,7 @@ class VideoDataModule(OrderedDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.tasks, self.max_samples = tasks, max_samples
         self.weights = weights and {get_task(name).name: weight for name, weight in weights.items()}
-        self.max_frames, self.max_edge = max_frames, max_edge
+        self.max_frames, self.max_edge, self.vision = max_frames, max_edge, vision
         self._resumed: dict[str, Any] | None = None
         self._clips: dict[Split, Clips] = {}
 
@@ -97,6 +101,7 @@ class VideoDataModule(OrderedDataModule):
             targets=split != "predict",
             max_frames=self.max_frames,
             max_edge=self.max_edge,
+            vision=self.vision,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from bernini.attention import Lengths
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
-from bernini.renderer.attention import Lengths
 from bernini.renderer.bank import Stack
 from bernini.renderer.experts import Architecture
 from bernini.vae.module import VAEArchitecture

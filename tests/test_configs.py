@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from planners import TOKENIZER, make_planner
 from safetensors.torch import save_file
 
 from bernini.checkpoints.names import original_name
 from bernini.cli import main
 from bernini.lightning_cli import run_lightning
 from bernini.lora import add_lora
+from bernini.planner.model import save_planner
 from bernini.renderer.experts import Architecture
 from bernini.renderer.lora import LoRAConfig
 
@@ -21,8 +23,10 @@ FILES = sorted(
     file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "sweeps"
 )  # see test_sweeps.py
 CONTENTS: dict[Path, dict[str, Any]] = {file: yaml.safe_load(file.read_text()) for file in FILES}
-RUNS = [file for file, content in CONTENTS.items() if "class_path" in content.get("model", {})]
-OVERLAYS = [file for file in FILES if file not in RUNS]
+RUNS = [file for file, content in CONTENTS.items() if "seed_everything" in content]
+BANKED = ROOT / "configs" / "toy" / "banked.yaml"
+PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner")]
+OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
 
 
@@ -51,6 +55,12 @@ def tiny(file: Path, wan: Path, shards: Path) -> list[str]:
     arguments += ["--data.batch_size=2"]
     if "OneCycleLR" in str(model.get("lr_scheduler")):
         arguments += ["--model.lr_scheduler.init_args.total_steps=3"]
+    if file in PLANNERS:
+        arguments += [f"--model.tokenizer={TOKENIZER}", "--data.length=8", "--data.val_length=2"]
+        if "init_from" in model:
+            save_planner(make_planner().planner, Path.cwd() / "tiny")
+            arguments += ["--model.init_from=tiny"]
+        return arguments
     if "VAEModule" in CONTENTS[file]["model"]["class_path"]:
         return [*arguments, "--model.architecture.base_dim=4", "--data.length=2", "--data.val_length=2"]
     arguments += [f"--model.vae={wan}", f"--model.text.encoder={wan}", "--model.text.rows=16"]
@@ -74,6 +84,16 @@ def test_whole_configuration_trains(file: Path, wan: Path, shards: Path, elsewhe
         assert (folder / "checkpoints" / "last.ckpt").exists()
         assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-000000", "step-000001"]
         assert list((folder / "model").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("file", PLANNERS, ids=name)
+def test_planner_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
+    arguments = [*tiny(file, wan, shards), "--trainer.precision=32-true"]
+    assert main(["fit", "-c", str(file), "-c", str(BANKED), *arguments]) == 0
+    trained, asked = (yaml.safe_load(path.read_text()) for path in (next(elsewhere.rglob("config.yaml")), BANKED))
+    for part in ("model", "data"):
+        assert trained[part]["class_path"] == asked[part]["class_path"]
+    assert {name.name for name in elsewhere.glob("runs/*/planner/*")} == {"bernini", "mllm"}
 
 
 @pytest.mark.parametrize("file", OVERLAYS, ids=name)

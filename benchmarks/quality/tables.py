@@ -64,14 +64,17 @@ def headline(summary: dict[str, Any]) -> str:
     return text + ("" if summary["comparable"] else "; not comparable with full runs")
 
 
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
+
+
 def write_tables(root: Path, summary: dict[str, Any]) -> None:
     """Write ``table.md`` and ``table.csv``."""
     head, body = head_and_body(summary, root)
-    lines = [head, ["---"] * len(head), *body]
     settings = f"Sampling: `{json.dumps(summary['run'].get('sampling', {}))}`"
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     with replacing(root / "table.md") as temporary:
-        temporary.write_text(f"{headline(summary)}. {LEGEND}\n\n{table}\n\n{settings}\n")
+        temporary.write_text(f"{headline(summary)}. {LEGEND}\n\n{markdown(head, body)}\n\n{settings}\n")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "metric", "value", "low", "high", "n", "of"])

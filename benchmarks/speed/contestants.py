@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from bernini.renderer.attention import resolve_backend
+from bernini.attention import resolve_backend
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack, target_patches
 from bernini.renderer.transformer import PackedWanTransformer3DModel

@@ -1,5 +1,6 @@
 """A training step of the planner: operations and time, whole and divided into language model and flow head."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -119,9 +120,10 @@ class Trainee:
         problem: What it trains on.
         recompute: What is recomputed in the backward pass: ``text``, ``flow``, both or nothing.
         optimizer: Whether a step ends with fused AdamW, whose states have the weights' dtype.
+        chunk: Rows whose gradients the flow head makes at a time; all if null.
     """
 
-    def __init__(self, problem: TrainProblem, recompute: list[str], optimizer: bool) -> None:
+    def __init__(self, problem: TrainProblem, recompute: list[str], optimizer: bool, chunk: int | None = None) -> None:
         self.problem = problem
         self.model = model = problem.shape.build(problem.weights, problem.device).train()
         model.tower.requires_grad_(False)
@@ -129,6 +131,7 @@ class Trainee:
         if "text" in recompute:
             model.mllm.gradient_checkpointing_enable({"use_reentrant": False})
         model.vit_decoder.net.gradient_checkpointing = "flow" in recompute
+        model.vit_decoder.config.chunk = chunk
         self.pack = pack([problem.sample(number) for number in range(problem.samples)]).to(problem.device)
         self.masked = problem.masked().to(problem.device)
         seen = self.pack.token_type != TEXT
@@ -244,13 +247,16 @@ def measure_training(
     if compiler is not None:
         trainee.compile(compiler)
     calls = {"step": trainee.step, "language model": trainee.language_model, "flow head": trainee.flow_head}
-    losses = [trainee.step() for _ in range(warmup)]
+    began = time.perf_counter()
+    losses = [trainee.step()]
+    first = time.perf_counter() - began
+    losses += [trainee.step() for _ in range(warmup - 1)]
     if not all(loss < float("inf") for loss in losses):
         raise RuntimeError(f"losses are not finite: {losses}")
     for name in ("language model", "flow head"):
         for _ in range(warmup):
             calls[name]()
-    say(f"warm, first loss {losses[0]:.3f}; timing")
+    say(f"warm, the first step took {first:.1f} s, compilers included, and its loss is {losses[0]:.3f}; timing")
     samples = interleave(calls, rounds, trainee.problem.device)
 
     parts = forward_flop(trainee.problem.shape, trainee.pack, trainee.masked)
@@ -273,4 +279,5 @@ def measure_training(
         "calls": table,
         "flow_head_share": medians["flow head"] / medians["step"],
         "noise": noise(samples),
+        "first_step_s": first,
     }

@@ -2,7 +2,7 @@
 
 It is a flow model of single vectors, ``x_sigma = (1 - sigma) x0 + sigma eps`` as in `bernini.flow`, without attention:
 what couples tokens is the multimodal LLM, which sees the ones that are drawn already. Names, shapes and arithmetic are
-those of the released ``vit_decoder``, an MLP with adaptive layer norms after MAR's (arXiv 2406.11838).
+those of the released ``vit_decoder``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,16 @@ from typing import Literal
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 
 from bernini.errors import ConfigError, DataError
 from bernini.flow.noise import TRAIN_STEPS, add_noise, shift_sigma
+from bernini.planner.adaln import FREQUENCIES, AdaLNMLP
+from bernini.planner.at_once import sum_at_once
 
 SIGMA_MIN = 0.003 / 1.002
-FREQUENCIES = 256
+CHUNK = 8192  # rows that keep matrix products of the released head busy, with 11 GB of activations in bf16
+SAMPLED = 128  # tokens whose modulations of all steps are held at once
 Stream = Literal["cond", "uncond", "imgcond"]
 
 
@@ -38,6 +41,9 @@ class FlowHeadConfig:
             scaled to mean 1 over the table. The released trainer asks its scheduler for a weight that the released
             scheduler lacks; this is the one of the flow-matching scheduler it descends from, hence inferred.
         gradient_checkpointing: Recompute blocks in the backward pass.
+        chunk: Rows, of draws times tokens, that training evaluates at a time, to the nearest whole draw; all at once if
+            null. Gradients of a chunk are made before the next one begins (`bernini.planner.at_once`): memory is that
+            of one chunk, and nothing is recomputed. Sharded weights do not allow it, and are used on all rows at once.
     """
 
     target_dim: int = 3584
@@ -48,10 +54,11 @@ class FlowHeadConfig:
     batch_mul: int = 16
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     gradient_checkpointing: bool = False
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("target_dim", "condition_dim", "width", "depth", "shift", "batch_mul"):
-            if getattr(self, name) <= 0:
+        for name in ("target_dim", "condition_dim", "width", "depth", "shift", "batch_mul", "chunk"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name} of the flow head is {getattr(self, name)}", why="it has to be positive")
 
 
@@ -71,6 +78,10 @@ class Draws:
     def cat(cls, parts: Sequence["Draws"]) -> "Draws":
         """Lay the tokens of several draws side by side."""
         return cls(torch.cat([part.index for part in parts], 1), torch.cat([part.noise for part in parts], 1))
+
+    def split(self, draws: int) -> list["Draws"]:
+        """So many draws of all tokens at a time."""
+        return [Draws(*part) for part in zip(self.index.split(draws), self.noise.split(draws), strict=True)]
 
 
 def guidance_weights(txt: float, img: float) -> dict[Stream, float]:
@@ -99,7 +110,8 @@ class FlowHead(nn.Module):
     def __init__(self, config: FlowHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.net = AdaLNMLP(config)
+        self.net = AdaLNMLP(config.target_dim, config.condition_dim, config.width, config.depth)
+        self.net.gradient_checkpointing = config.gradient_checkpointing
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """Predict the velocity ``eps - x0``.
@@ -115,9 +127,7 @@ class FlowHead(nn.Module):
         Returns:
             ``[n, C]`` in the dtype of the weights, or of autocast.
         """
-        # Outside of `net`, where mixed precision would round the timesteps before their sines are taken.
-        waves = get_timestep_embedding(t.flatten(), FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return self.net(x, waves.reshape(*t.shape, FREQUENCIES), c)
+        return self.net(x, _waves(t), c)
 
     def sigmas(self, steps: int, device: torch.device | str | None = None) -> Tensor:
         """Noise levels ``[steps]`` in fp32, descending from 1: where sampling steps start, or the training table.
@@ -151,6 +161,9 @@ class FlowHead(nn.Module):
     def loss(self, c: Tensor, target: Tensor, draws: Draws) -> Tensor:
         """Flow-matching loss of each token: squared error of the velocity, mean over channels and over draws.
 
+        In chunks, gradients are made in the forward pass, and the backward pass takes one weight for all tokens: that
+        of a sum or of a mean.
+
         Args:
             c: ``[n, Z]`` conditions.
             target: ``[n, C]`` true embeddings.
@@ -168,13 +181,19 @@ class FlowHead(nn.Module):
                 why=f"the flow head predicts {self.config.target_dim}",
                 fix="embed targets with the planner's own vision tower, or set target_dim of the flow head",
             )
-        index, noise, table = draws.index, draws.noise, self.sigmas(TRAIN_STEPS, target.device)
-        sigma, x0 = table[index], target.float()
-        velocity = self(add_noise(x0, noise, sigma.unsqueeze(-1)), TRAIN_STEPS * sigma, c)
-        error = (velocity.float() - (noise - x0)).square().mean(-1)
-        if self.config.weighting == "gaussian":
-            error = error * _gaussian_weights(table)[index]
-        return error.mean(0)
+        table, x0 = self.sigmas(TRAIN_STEPS, target.device), target.float()
+        weights = _gaussian_weights(table) if self.config.weighting == "gaussian" else torch.ones_like(table)
+
+        def share(c: Tensor, part: Draws) -> Tensor:
+            sigma = table[part.index]
+            velocity = self(add_noise(x0, part.noise, sigma.unsqueeze(-1)), TRAIN_STEPS * sigma, c)
+            error = (velocity.float() - (part.noise - x0)).square().mean(-1)
+            return (error * weights[part.index]).mean(0) * (len(part.index) / len(draws.index))
+
+        parts, chunk = [draws], self.config.chunk
+        if chunk is not None and not any(isinstance(weight, DTensor) for weight in self.parameters()):
+            parts = draws.split(max(1, round(chunk / max(1, len(target)))))
+        return sum_at_once(share, parts, c, self.parameters())
 
     @torch.no_grad()
     def sample(
@@ -204,119 +223,28 @@ class FlowHead(nn.Module):
                 fix="give all three streams, or txt 1 and img 1 for no guidance",
             )
         c = torch.stack([c_streams[stream] for stream in weights])
+        rows = zip(noise.split(SAMPLED), c.split(SAMPLED, 1), strict=True)
+        return torch.cat([self._walk(x, own, steps, list(weights.values())) for x, own in rows])
+
+    def _walk(self, noise: Tensor, c: Tensor, steps: int, weights: Sequence[float]) -> Tensor:
+        """Euler steps of some tokens from ``noise [n, C]``, guided between conditions ``c [streams, n, Z]``."""
+        waves = _waves(TRAIN_STEPS * self.sigmas(steps, c.device))
+        modulations = self.net.modulations(waves[:, None, None], c)  # of all steps at once: weights are read once
         x = noise.float()
-        for sigma, following in pairwise([*self.sigmas(steps).tolist(), 0.0]):
-            velocities = self(x, x.new_full((1,), TRAIN_STEPS * sigma), c).float()
-            for weight, velocity in zip(weights.values(), velocities, strict=True):
+        for step, (sigma, following) in enumerate(pairwise([*self.sigmas(steps).tolist(), 0.0])):
+            velocities = self.net.modulated(x, [of_all[step] for of_all in modulations]).float()
+            for weight, velocity in zip(weights, velocities, strict=True):
                 x = x + (following - sigma) * weight * velocity
         return x
+
+
+def _waves(t: Tensor) -> Tensor:
+    """Sinusoidal features ``[..., 256]`` of timesteps, outside of the net, where mixed precision would round these."""
+    waves = get_timestep_embedding(t.flatten(), FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return waves.reshape(*t.shape, FREQUENCIES)
 
 
 def _gaussian_weights(sigmas: Tensor) -> Tensor:
     bell = torch.exp(-2 * (sigmas - 0.5) ** 2)
     bell = bell - bell.min()
     return bell / bell.mean()
-
-
-class AdaLNMLP(nn.Module):
-    """The released ``SimpleMLPAdaLN``: residual blocks whose layer norms are modulated by time and condition.
-
-    Args:
-        config: Shape.
-    """
-
-    def __init__(self, config: FlowHeadConfig) -> None:
-        super().__init__()
-        self.gradient_checkpointing = config.gradient_checkpointing
-        width = config.width
-        self.time_embed = nn.ModuleDict({"mlp": _mlp(FREQUENCIES, width)})
-        self.cond_embed = nn.Linear(config.condition_dim, width)
-        self.input_proj = nn.Linear(config.target_dim, width)
-        self.res_blocks = nn.ModuleList(Block(width) for _ in range(config.depth))
-        self.final_layer = FinalLayer(width, config.target_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new weights: Xavier, normal of 0.02 for time; at first blocks are identities and the velocity is 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.time_embed.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-        modulations = [layer.adaLN_modulation[1] for layer in (*self.res_blocks, self.final_layer)]
-        for layer in (*modulations, self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-
-    def forward(self, x: Tensor, waves: Tensor, c: Tensor) -> Tensor:
-        """Predict the velocity; leading dimensions broadcast.
-
-        Args:
-            x: ``[n, C]`` noised embeddings.
-            waves: ``[n, 256]`` sinusoidal features of their timesteps.
-            c: ``[n, Z]`` conditions.
-
-        Returns:
-            ``[n, C]``.
-        """
-        dtype = self.input_proj.weight.dtype
-        x = self.input_proj(x.to(dtype))
-        y = self.time_embed["mlp"](waves.to(dtype)) + self.cond_embed(c.to(dtype))
-        y = nn.functional.silu(y)
-        for block in self.res_blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, y, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, y)
-        return self.final_layer(x, y)
-
-
-class Block(nn.Module):
-    """A gated residual MLP behind a modulated layer norm.
-
-    Args:
-        width: Width of everything.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.in_ln = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _mlp(width, width)
-        self.adaLN_modulation = _modulation(width, 3)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add to ``x [n, width]``; ``y [n, width]`` is the SiLU of the embedded time and condition."""
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, -1)
-        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
-
-
-class FinalLayer(nn.Module):
-    """A modulated layer norm and the way back to embeddings.
-
-    Args:
-        width: Width of the MLP.
-        target_dim: Channels of an embedding.
-    """
-
-    def __init__(self, width: int, target_dim: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(width, target_dim)
-        self.adaLN_modulation = _modulation(width, 2)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Project ``x [n, width]``; ``y [n, width]`` is the SiLU of the embedded time and condition."""
-        shift, scale = self.adaLN_modulation(y).chunk(2, -1)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
-
-
-def _mlp(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
-
-
-def _modulation(width: int, parts: int) -> nn.Sequential:
-    # The released layers have a SiLU in the first place, whose argument is the same for all of them.
-    return nn.Sequential(nn.Identity(), nn.Linear(width, parts * width))

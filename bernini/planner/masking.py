@@ -132,6 +132,13 @@ MASK_RATIOS: dict[str, MaskRatio] = {
 the row with the same kinds of source and target: r2i I2I, r2v I2V, rv2v and vi2v IV2V, other edits of clips V2V."""
 
 
+def draw_shares(count: int, ratio: MaskRatio, generator: torch.Generator) -> Tensor:
+    """Draw ``[count]`` shares r in fp64, on the CPU."""
+    parameters = torch.tensor([ratio.alpha, ratio.beta], dtype=torch.float64)
+    # torch.distributions.Beta takes no generator; this is the sampler beneath it.
+    return torch._sample_dirichlet(parameters.expand(count, 2), generator)[:, 0]
+
+
 def draw_masked(count: int, ratio: MaskRatio, generator: torch.Generator) -> Tensor:
     """Draw which target tokens to hide: ``ceil(count r)`` of them, r from ``ratio``, anywhere.
 
@@ -143,8 +150,5 @@ def draw_masked(count: int, ratio: MaskRatio, generator: torch.Generator) -> Ten
     Returns:
         Bool ``[count]`` on the CPU, true where hidden. At least one is.
     """
-    parameters = torch.tensor([ratio.alpha, ratio.beta], dtype=torch.float64)
-    # torch.distributions.Beta takes no generator; this is the sampler beneath it.
-    share = torch._sample_dirichlet(parameters, generator)[0].item()
-    hidden = max(1, math.ceil(count * share))
+    hidden = max(1, math.ceil(count * draw_shares(1, ratio, generator).item()))
     return torch.randperm(count, generator=generator) < hidden

@@ -74,6 +74,11 @@ class PrefixCache:
         layers = zip(*(cache.layers for cache in caches), strict=True)
         return cls([(batch([k for k, _ in layer]), batch([v for _, v in layer])) for layer in layers])
 
+    def split(self, lengths: Sequence[int]) -> list["PrefixCache"]:
+        """Caches of so many tokens each, in the same memory."""
+        parts = [(keys.split(lengths, 2), values.split(lengths, 2)) for keys, values in self.layers]
+        return [PrefixCache([(keys[n], values[n]) for keys, values in parts]) for n in range(len(lengths))]
+
     def first(self, rows: int) -> "PrefixCache":
         """The first rows of the batch, in the same memory."""
         return PrefixCache([(keys[:rows], values[:rows]) for keys, values in self.layers])

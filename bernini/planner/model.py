@@ -1,7 +1,8 @@
 """The planner as one model: Qwen2.5-VL, mask token, connector and flow head, under the released names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -10,9 +11,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLTextModel
+from torch.distributed.tensor import DTensor
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextModel,
+)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from bernini.errors import CheckpointError, DataError
+from bernini.errors import CheckpointError, ConfigError, DataError
 from bernini.files import replacing
 from bernini.lora import merge, take_updates
 from bernini.planner.connector import Connector, ConnectorConfig
@@ -21,10 +30,12 @@ from bernini.planner.masking import SOURCE, TARGET, SourceAttention, block_mask,
 from bernini.planner.mllm import ATTENTION, embed_inputs, run_text
 from bernini.planner.planning import Planner, PlanRequest, Stream
 from bernini.planner.template import IGNORED, PlannerPack, PlannerSample
+from bernini.planner.tower import attend_at_once, embed, fingerprint
 from bernini.planner.vision import Visual
 from bernini.sharding import gather
 
 FOLDER, FILE, MLLM = "bernini", "model.safetensors", "mllm"
+TOWER = "mllm.visual."
 PARTS = ("mllm.", "vit_decoder.", "connector.", "mask_tokens")
 """What a released checkpoint calls the planner's tensors; it holds the renderer's as well."""
 
@@ -67,16 +78,22 @@ class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the te
 
 
 class PlannerModel(nn.Module):
-    """Everything of the planner that has weights.
+    """Everything of the planner that has weights; those of the vision tower are frozen unless told otherwise.
 
     Args:
         mllm: Qwen2.5-VL.
         config: Shape of the rest.
+
+    Attributes:
+        tower_print: Fingerprint of a vision tower that was read from a folder; only its features are taken.
     """
 
     def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration, config: PlannerConfig) -> None:
         super().__init__()
         self.mllm, self.config = mllm, config
+        self.tower_print = ""
+        attend_at_once(self.tower)
+        self.tower.requires_grad_(False)
         width = self.embedding.embedding_dim
         self.connector = Connector(ConnectorConfig(hidden=width, vit_dim=width, gen_dim=config.gen_dim))
         self.vit_decoder = FlowHead(
@@ -108,21 +125,55 @@ class PlannerModel(nn.Module):
         return [*tower.blocks, *self.text.layers, *self.vit_decoder.net.res_blocks]
 
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> PreTrainedModel:
         """The vision tower, whose merged outputs are the ViT embeddings."""
         return self.mllm.model.visual
 
     def see(self, visuals: Sequence[Visual]) -> Tensor:
-        """ViT embeddings ``[tokens, D]`` of visuals, one after the other; neither of them sees another."""
-        tower: Any = self.tower
-        weight = next(tower.parameters())
-        if not visuals:  # the tower runs all the same: a rank that left it out would leave those that shard it waiting
-            merge, embed = tower.spatial_merge_size, tower.patch_embed
-            width = embed.in_channels * embed.temporal_patch_size * embed.patch_size**2
-            return self.see([Visual(torch.zeros(merge**2, width), (1, merge, merge), False, merge)])[:0]
-        patches = torch.cat([visual.patches for visual in visuals]).to(weight.device, weight.dtype)
-        grids = torch.tensor([visual.grid for visual in visuals], device=weight.device)
-        return tower(patches, grid_thw=grids).pooler_output
+        """ViT embeddings ``[tokens, D]`` of visuals, one after the other; neither of them sees another.
+
+        Prepared ones are taken as they are.
+
+        Raises:
+            ConfigError: Features were prepared, and the vision tower is trained.
+            DataError: Prepared features are another tower's.
+        """
+        raw = [visual for visual in visuals if visual.features is None]
+        if len(raw) == len(visuals):
+            return embed(self.tower, raw)
+        weights = list(self.tower.parameters())
+        weight = weights[0]
+        for visual in visuals:
+            self._check_features(visual, trained=weight.requires_grad)
+        # A tower that is sharded runs all the same: a rank that left it out would leave the others waiting.
+        sharded = any(isinstance(own, DTensor) for own in weights)
+        made = embed(self.tower, raw) if raw or sharded else weight.new_empty(0, 0)
+        parts = iter(made.split([visual.tokens for visual in raw]))
+        return torch.cat(
+            [
+                next(parts) if visual.features is None else visual.features.to(weight.device, weight.dtype)
+                for visual in visuals
+            ]
+        )
+
+    def _check_features(self, visual: Visual, trained: bool) -> None:
+        if visual.features is None:
+            return
+        if trained:
+            raise ConfigError(
+                "prepared ViT features cannot train the vision tower",
+                where="model.init_args.train_vit",
+                why="they are what the tower gave before",
+                fix="train from data that has pixels in place of features, or leave the tower frozen",
+            )
+        found, wanted = tuple(visual.features.shape), (visual.tokens, self.embedding.embedding_dim)
+        if visual.tower != self.tower_print or found != wanted:
+            other = f"its fingerprint is {visual.tower}, not {self.tower_print or 'that of random weights'}"
+            raise DataError(
+                "prepared ViT features are not those of this planner's vision tower",
+                why=other if found == wanted else f"their shape is {list(found)}, expected {list(wanted)}",
+                fix="prepare the data with the folder that init_from names: bernini prepare --planner FOLDER",
+            )
 
     def forward(
         self,
@@ -208,7 +259,7 @@ def released_name(name: str) -> str:
     Transformers turns these names back when it reads them.
     """
     name = name.replace("mllm.model.language_model.", "mllm.model.", 1)
-    return name.replace("mllm.model.visual.", "mllm.visual.", 1)
+    return name.replace("mllm.model.visual.", TOWER, 1)
 
 
 def save_planner(model: PlannerModel, folder: Path, dtype: torch.dtype | None = None, write: bool = True) -> None:
@@ -246,21 +297,42 @@ def load_planner(
         CheckpointError: There is no planner, or its tensors are not exactly those of its configuration.
     """
     root = Path(folder)
-    try:
-        shape = Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
-        tensors = _read(root / FOLDER, dtype)
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            None,
-            config=shape,
-            state_dict={name.removeprefix("mllm."): x for name, x in tensors.items() if name.startswith("mllm.")},
-            attn_implementation=ATTENTION,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-        mllm, report = loaded
+    with _reading(root):
+        shape = _shape(root)
+        tensors = _read(root / FOLDER, dtype, PARTS)
+        given = {name.removeprefix("mllm."): x for name, x in tensors.items() if name.startswith("mllm.")}
+        mllm, missing, unknown = _pretrained(Qwen2_5_VLForConditionalGeneration, shape, given, dtype)
         own = {name: x for name, x in tensors.items() if not name.startswith("mllm.")}
         model = PlannerModel(mllm, _shaped(config or PlannerConfig(), own))
         rest = model.load_state_dict(own, strict=False, assign=True)
+    missing += [name for name in rest.missing_keys if not name.startswith("mllm.")]
+    _check_complete(root, missing, [*unknown, *rest.unexpected_keys])
+    model.tower_print = fingerprint(model.tower)
+    return model.eval()
+
+
+def load_tower(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Read the vision tower alone of a folder that `load_planner` takes.
+
+    Raises:
+        CheckpointError: There is no planner, or its tower does not have the tensors of its configuration.
+    """
+    root = Path(folder)
+    with _reading(root):
+        shape = cast(PreTrainedConfig, _shape(root).vision_config)
+        tensors = _read(root / FOLDER, dtype, (TOWER,))
+        given = {name.removeprefix(TOWER): x for name, x in tensors.items()}
+        tower, missing, unknown = _pretrained(Qwen2_5_VisionTransformerPretrainedModel, shape, given, dtype)
+    _check_complete(root, missing, unknown)
+    attend_at_once(tower)
+    return tower.eval().requires_grad_(False)
+
+
+@contextmanager
+def _reading(root: Path) -> Iterator[None]:
+    """Tells what goes wrong while a planner is read."""
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             "the planner cannot be read",
@@ -268,8 +340,29 @@ def load_planner(
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
             fix="point at a Bernini folder whose bernini/ and mllm/ belong together",
         ) from error
-    missing = [*report["missing_keys"], *(name for name in rest.missing_keys if not name.startswith("mllm."))]
-    unknown = [*report["unexpected_keys"], *rest.unexpected_keys]
+
+
+def _shape(root: Path) -> Qwen2_5_VLConfig:
+    return Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
+
+
+def _pretrained(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[Any, list[str], list[str]]:
+    """A model of transformers with these weights, and the names that they lack or have too many."""
+    loaded: Any = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        attn_implementation=ATTENTION,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    return model, [*report["missing_keys"]], [*report["unexpected_keys"]]
+
+
+def _check_complete(root: Path, missing: list[str], unknown: list[str]) -> None:
     if missing or unknown:
         raise CheckpointError(
             "the planner does not have the tensors of its configuration",
@@ -277,17 +370,16 @@ def load_planner(
             why=f"{len(missing)} are missing and {len(unknown)} unknown, e.g. {min([*missing, *unknown])}",
             fix="use mllm/config.json and weights that belong together",
         )
-    return model.eval()
 
 
-def _read(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The planner's tensors of a folder, in one file or in several with an index."""
+def _read(folder: Path, dtype: torch.dtype, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors of a folder whose names begin so, in one file or in several with an index."""
     index = folder / f"{FILE}.index.json"
     names = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
     tensors: dict[str, Tensor] = {}
-    for file in sorted({folder / file for name, file in names.items() if name.startswith(PARTS)}) or [folder / FILE]:
+    for file in sorted({folder / file for name, file in names.items() if name.startswith(parts)}) or [folder / FILE]:
         with safe_open(file, "pt") as opened:
-            own = [name for name in opened.keys() if name.startswith(PARTS)]  # noqa: SIM118  it is no mapping
+            own = [name for name in opened.keys() if name.startswith(parts)]  # noqa: SIM118  it is no mapping
             tensors |= {name: opened.get_tensor(name).to(dtype) for name in own}
     return tensors
 

@@ -1,5 +1,6 @@
 """PlannerModule: conversations -> tokens -> masked planning and next-token losses, and plans in validation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLConfig
 
@@ -17,18 +19,19 @@ from bernini.dropout import DropoutConfig
 from bernini.errors import CheckpointError, ConfigError
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
-from bernini.planner.flow_head import Draws
+from bernini.planner.flow_head import CHUNK, Draws
 from bernini.planner.lora import LoRAConfig
 from bernini.planner.masking import MASK_RATIOS, TARGET, UNIFORM, SourceAttention, draw_masked
 from bernini.planner.model import PlannerConfig, PlannerOutput, build, load_planner
 from bernini.planner.planning import Plan, PlanningConfig
 from bernini.planner.template import IGNORED, PlannerSample, PlannerTemplate, pack
+from bernini.planner.validation import PlanMeter, PlanValidation, right_tokens, true_target
 from bernini.planner.vision import TargetSize, VisionConfig
 from bernini.seeds import draw_seed
 from bernini.sharding import data_rank, shard
 from bernini.tasks import TASKS
 
-_NAMES = ["visual", "ntp", "accuracy", *(f"visual_{task}" for task in TASKS)]
+_NAMES = ["visual", "ntp", "accuracy", "answers", *(f"visual_{task}" for task in TASKS)]
 
 
 @dataclass
@@ -50,7 +53,7 @@ class LossConfig:
 
     Attributes:
         ntp: Weight of the next-token loss.
-        visual: Weight of the flow head's loss on hidden target tokens.
+        visual: Weight of the flow head's loss on hidden target tokens; at 0, what serves it alone is frozen.
         ratios: Share of a target that is hidden: each task's own Beta distribution (paper, table 3), or uniform.
     """
 
@@ -75,6 +78,7 @@ class PlannerModule(Adaptable):
         lora: Train a LoRA of the text model instead of all the multimodal LLM. The connector's ``pred_vit``, the flow
             head and the mask token stay fully trained, as does the vision tower under ``train_vit``.
         planning: How `plan` plans.
+        validation: Plans in validation.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
         gradient_checkpointing: Recompute layers in the backward pass.
@@ -94,6 +98,7 @@ class PlannerModule(Adaptable):
         train_vit: bool = False,
         lora: LoRAConfig | None = None,
         planning: PlanningConfig = PlanningConfig(),  # noqa: B008
+        validation: PlanValidation = PlanValidation(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: bool = True,
@@ -113,8 +118,10 @@ class PlannerModule(Adaptable):
         self.template = PlannerTemplate(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), vision)
         self.init_from, self.mllm, self.config = init_from, mllm, planner
         self.loss, self.dropout, self.sources, self.train_vit = loss, dropout, sources, train_vit
-        self.planning, self.optimizer, self.lr_scheduler = planning, optimizer, lr_scheduler
+        self.planning, self.validation = planning, validation
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+        self.plans: PlanMeter | None = None
 
     def configure_model(self) -> None:
         """Build the planner, sharded over the mesh if the strategy brings one; random weights depend on the seed."""
@@ -134,11 +141,17 @@ class PlannerModule(Adaptable):
             add_lora(self.planner.text, self.lora)
         self.planner.tower.requires_grad_(self.train_vit)
         self.planner.connector.proj_gen.requires_grad_(False)  # it feeds the renderer, which is not here
+        if not self.loss.visual:  # nothing would teach these, and weight decay wear them down
+            for part in (self.planner.connector.pred_vit, self.planner.vit_decoder, self.planner.mask_tokens):
+                part.requires_grad_(False)
         if self.gradient_checkpointing:
             self.planner.mllm.gradient_checkpointing_enable()
-            self.planner.vit_decoder.net.gradient_checkpointing = True
+            self.planner.vit_decoder.net.gradient_checkpointing = self.device_mesh is not None
+        self.planner.vit_decoder.config.chunk = CHUNK  # sharded, it goes without and recomputes instead
         if self.device_mesh is not None:
             shard(self.planner, self.planner.blocks, self.device_mesh)
+            if self.validation.samples:
+                rank_zero_warn("a sharded planner cannot plan: validation measures losses alone")
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -146,6 +159,10 @@ class PlannerModule(Adaptable):
         """Begin to gather losses, too."""
         super().on_train_start()
         self._trained = MeanTable(_NAMES, self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave samples where they are: what is packed of them is moved at once."""
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward of the multimodal LLM for both losses."""
@@ -169,18 +186,27 @@ class PlannerModule(Adaptable):
                 logger.save()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The losses under masks and noise that are the same at every validation."""
+        """The losses, and plans of the first samples, under masks and noise that are the same at every validation."""
         self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
+        if self.plans and (chosen := self.plans.choose(batch.samples)):
+            made = self.plan(chosen, [draw_seed(self.seed, "plan", s.key) % 2**32 for s in chosen])
+            visuals = [true_target(s, self.template.vision) for s in chosen]
+            self.plans.add(chosen, [plan.embeds for plan in made], visuals, self.planner.see(visuals))
 
     def on_validation_epoch_start(self) -> None:
         """Begin to gather."""
         self._measured = MeanTable(_NAMES, self.device)
+        if self.validation.samples and self.device_mesh is None:
+            share = math.ceil(self.validation.samples / self.trainer.world_size)
+            width = self.planner.embedding.embedding_dim
+            self.plans = PlanMeter(share, width, self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all samples of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
+        """Log means over all samples of all ranks: ``val/loss``, or ``test/loss``, its parts, and quality of plans."""
         stage = "test" if self.trainer.testing else "val"
-        means = self._means(self._measured)
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
+        found = {**self._means(self._measured), **(self.plans.compute(self.trainer.strategy) if self.plans else {})}
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, sync_dist=True)
+        self.plans = None
 
     test_step, on_test_epoch_start = validation_step, on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
@@ -237,20 +263,25 @@ class PlannerModule(Adaptable):
         """The loss, and sums of each sample's hidden tokens and labels, whose numbers are given."""
         assert output.visual is not None
         ntp = F.cross_entropy(output.logits.float(), output.labels, reduction="none")
-        right = (output.logits.argmax(-1) == output.labels).float()
         counts = torch.tensor([sum(labelled), sum(hidden)], device=self.device, dtype=torch.float32)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             counts /= dist.get_world_size()
         ntp_mean, visual_mean = torch.stack([ntp.sum(), output.visual.sum()]) / counts.clamp(min=1e-6)
         table = MeanTable(_NAMES, self.device)
-        for values, lengths, names in (
-            (output.visual, hidden, [("visual", f"visual_{s.task}") if s.targets else () for s in samples]),
-            (ntp, labelled, [("ntp",)] * len(samples)),
-            (right, labelled, [("accuracy",)] * len(samples)),
+        right = right_tokens(output, labelled)
+        for parts, names in (
+            (
+                output.visual.detach().split(list(hidden)),
+                [("visual", f"visual_{s.task}") if s.targets else () for s in samples],
+            ),
+            (ntp.detach().split(list(labelled)), [("ntp",)] * len(samples)),
+            (right, [("accuracy",)] * len(samples)),
+            ([own.all().expand(min(len(own), 1)) for own in right], [("answers",)] * len(samples)),
         ):
-            sums = torch.stack([own.sum() for own in values.detach().split(list(lengths))])
-            table.add(sums, [_counted(s, *own) for s, own in zip(samples, names, strict=True)], lengths)
+            sums = torch.stack([own.sum(dtype=torch.float32) for own in parts])
+            counted = [_counted(s, *own) for s, own in zip(samples, names, strict=True)]
+            table.add(sums, counted, [len(part) for part in parts])
         return self.loss.ntp * ntp_mean + self.loss.visual * visual_mean, table
 
     # -- planning --------------------------------------------------------------------------------------------------

@@ -1,22 +1,26 @@
 """Masked planning: draw the target's ViT embeddings a few at a time, and make the renderer's contexts of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from transformers import Qwen2_5_VLTextModel
 
 from bernini.errors import ConfigError, DataError
 from bernini.planner.connector import Connector
 from bernini.planner.flow_head import FlowHead, guidance_weights
 from bernini.planner.flow_head import Stream as StreamName
-from bernini.planner.masking import TARGET, visible
-from bernini.planner.mllm import PrefixCache, additive_mask, run_text
+from bernini.planner.readers import PrefixReader, Reader, Stream, WholeReader
+from bernini.planner.recording import Recorded
 from bernini.planner.reveal import Order, reveal_counts, reveal_order, uncertainty
 from bernini.stacking import group
+
+RECORDED_FROM = 5  # planning steps: recording takes about as long as two of them, and halves each from the third on
 
 
 @dataclass
@@ -31,6 +35,8 @@ class PlanningConfig:
         order: ``random`` is the released one. ``halton`` spreads what is revealed evenly. ``confidence`` reveals at
             each step the tokens that the flow head is surest of (`bernini.planner.reveal.uncertainty`).
         cache: Keep keys and values of text and sources, and forward the target tokens alone. The numbers are the same.
+        cuda_graphs: On CUDA, with the cache and at least five steps, record what a step runs and replay it in the rest.
+            Sharded weights are not recorded.
     """
 
     steps: int = 25
@@ -39,6 +45,7 @@ class PlanningConfig:
     img: float = 1.0
     order: Order = "random"
     cache: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "flow_steps"):
@@ -46,38 +53,6 @@ class PlanningConfig:
                 raise ConfigError(f"planning.{name} is {getattr(self, name)}", why="it has to be at least 1")
         if self.order not in ("random", "halton", "confidence"):
             raise ConfigError(f"unknown planning.order {self.order!r}", fix="random, halton or confidence")
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One conditioning of a plan, as the language model takes it.
-
-    Attributes:
-        embeds: ``[n, D]`` input embeddings, the mask token where the target is.
-        position_ids: ``[3, n]`` positions in time, height and width.
-        token_type: ``[n]`` text, source or target.
-        segment_id: ``[n]``; tokens of one visual share it.
-    """
-
-    embeds: Tensor
-    position_ids: Tensor
-    token_type: Tensor
-    segment_id: Tensor
-
-    @cached_property
-    def target(self) -> Tensor:
-        """``[N]`` indices of the target tokens."""
-        return torch.nonzero(self.token_type == TARGET).squeeze(1)
-
-    @cached_property
-    def given(self) -> Tensor:
-        """``[n - N]`` indices of text and sources."""
-        return torch.nonzero(self.token_type != TARGET).squeeze(1)
-
-    @cached_property
-    def visible(self) -> Tensor:
-        """Bool ``[n, n]``."""
-        return visible(self.token_type, self.segment_id)
 
 
 @dataclass(frozen=True)
@@ -134,8 +109,28 @@ class Plan:
     wotxt_wovit: Tensor
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What the steps of plans of certain shapes run.
+
+    Attributes:
+        key: What a plan has to have in common with it.
+        reader: Owner of the memory that `targets` reads.
+        targets: Its method of that name.
+        draw: `draw_tokens`.
+    """
+
+    key: tuple[Any, ...]
+    reader: PrefixReader
+    targets: Recorded
+    draw: Recorded
+
+
 class Planner:
     """Makes plans with a text model, a connector and a flow head; it owns none of them.
+
+    It keeps one recording, with its prefix cache and the activations of a step, until plans of other shapes take its
+    place, or of weights that are elsewhere in memory.
 
     Args:
         text_model: Qwen2.5-VL's text model.
@@ -145,6 +140,7 @@ class Planner:
 
     def __init__(self, text_model: Qwen2_5_VLTextModel, connector: Connector, flow_head: FlowHead) -> None:
         self.text_model, self.connector, self.flow_head = text_model, connector, flow_head
+        self._recording: Recording | None = None
 
     @torch.no_grad()
     def plan(self, requests: Sequence[PlanRequest], config: PlanningConfig) -> list[Plan]:
@@ -176,35 +172,59 @@ class Planner:
         txt = config.img if requests[0].imgcond is None else config.txt
         others = [name for name in guidance_weights(txt, config.img) if name != "cond"]
         names: list[StreamName] = ["cond", *others]  # cond is needed for the contexts, whatever it weighs
-        streams = [getattr(request, name) for name in names for request in requests]
-        reader = (PrefixReader if config.cache else WholeReader)(self.text_model, streams)
+        every = [*names, *(("uncond",) if "uncond" not in names else ())]  # as is what precedes uncond's target
+        streams = [getattr(request, name) for name in every for request in requests]
+        reader: Reader = (PrefixReader if config.cache else WholeReader)(self.text_model, streams, len(requests))
 
         embeds = torch.stack([request.cond.embeds[request.cond.target] for request in requests])  # [R, N, D]
         counts = [count for count in reveal_counts(embeds.shape[1], config.steps) if count]
         order = self._first_order(requests, config).to(embeds.device)
         noise, probe = self._noise(requests, counts, embeds.shape[2])
         noise, probe = noise.to(embeds.device), probe.to(embeds.device)
+        guidance = (tuple(names), config.flow_steps, txt, config.img)
+        targets, draw, least = self._step(reader, guidance, embeds, counts, config.cuda_graphs)
+
         for count, drawn in zip(counts, noise.split(counts, 1), strict=True):
-            hidden = reader.targets(embeds.repeat(len(names), 1, 1)).unflatten(0, (len(names), -1))  # [S, R, N, D]
+            hidden = targets(embeds.repeat(len(names), 1, 1)).unflatten(0, (len(names), -1))  # [S, R, N, D]
             if config.order == "confidence":
                 order = self._surest_last(order, hidden[0], probe)
-            chosen = order[:, -count:, None].sort(1).values  # noise goes to a step's tokens by position, as released
+            chosen = order[:, -count:].sort(1).values  # noise goes to a step's tokens by position, as released
             order = order[:, :-count]
-            conditions = {
-                name: self.connector.for_vit(states.take_along_dim(chosen, 1)).flatten(0, 1)
-                for name, states in zip(names, hidden, strict=True)
-            }
-            values = self.flow_head.sample(conditions, drawn.flatten(0, 1), config.flow_steps, txt, config.img)
-            values = values.unflatten(0, (-1, count)).to(embeds.dtype)
-            embeds = embeds.scatter(1, chosen.expand_as(values), values)
+            spare = max(0, least - count)
+            states = hidden.take_along_dim(pad(chosen, (0, spare))[None, ..., None], 2)
+            values = draw(states, pad(drawn, (0, 0, 0, spare)))[:, :count].to(embeds.dtype)
+            embeds = embeds.scatter(1, chosen[..., None].expand_as(values), values)
 
         planned = reader.targets(embeds)  # of cond alone, whose streams come first
-        negative = names.index("uncond") * len(requests) if "uncond" in names else None
-        plans = []
-        for row, request in enumerate(requests):
-            empty = run_given(self.text_model, request.uncond) if negative is None else reader.given[negative + row]
-            plans.append(self._contexts(request.cond, embeds[row], reader.given[row], planned[row], empty))
-        return plans
+        negative = every.index("uncond") * len(requests)
+        return [
+            self._contexts(request.cond, embeds[row], reader.given(row), planned[row], reader.given(negative + row))
+            for row, request in enumerate(requests)
+        ]
+
+    def _step(
+        self, reader: Reader, guidance: tuple[Any, ...], embeds: Tensor, counts: Sequence[int], record: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor], int]:
+        """What a step runs: `Reader.targets`, `draw_tokens`, and to how many tokens the latter's are filled up."""
+        draw = partial(draw_tokens, self.connector, self.flow_head, *guidance)
+        if not (record and isinstance(reader, PrefixReader) and self._can_record(embeds, len(counts))):
+            return reader.targets, draw, 0
+        parts = (self.text_model, self.connector, self.flow_head)
+        weights = [x.data_ptr() for part in parts for x in (*part.parameters(), *part.buffers())]
+        shapes = [x.shape for x in (embeds, *reader.state)]
+        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        key = (*guidance, max(counts), shapes, embeds.dtype, weights, modes)
+        if self._recording is None or self._recording.key != key:
+            self._recording = None  # its memory goes before more is taken
+            self._recording = Recording(key, reader, Recorded(reader.targets), Recorded(draw))
+        else:
+            for own, new in zip(self._recording.reader.state, reader.state, strict=True):
+                own.copy_(new)
+        return self._recording.targets, self._recording.draw, max(counts)
+
+    def _can_record(self, embeds: Tensor, steps: int) -> bool:
+        sharded = any(isinstance(weight, DTensor) for weight in self.text_model.parameters())
+        return embeds.is_cuda and steps >= RECORDED_FROM and not sharded
 
     def _contexts(self, cond: Stream, embeds: Tensor, given: Tensor, planned: Tensor, empty: Tensor) -> Plan:
         rows, target_rows = self.connector.for_gen(given), self.connector.for_gen(planned)
@@ -233,80 +253,30 @@ class Planner:
         return order.take_along_dim(doubt.argsort(dim=1, descending=True, stable=True), 1)
 
 
-class Reader(Protocol):
-    """Reads hidden states of streams whose targets keep changing.
-
-    Attributes:
-        given: ``[n - N, D]`` hidden states of each stream's text and sources, after the first call of `targets`.
-    """
-
-    given: list[Tensor]
-
-    def targets(self, embeds: Tensor) -> Tensor:
-        """Hidden states ``[rows, N, D]`` of the targets ``embeds [rows, N, D]`` of the first streams."""
-        ...
-
-
-class WholeReader:
-    """Forwards every stream whole, one by one, as the released loop does.
+def draw_tokens(
+    connector: Connector,
+    flow_head: FlowHead,
+    names: Sequence[StreamName],
+    flow_steps: int,
+    txt: float,
+    img: float,
+    states: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Draw embeddings.
 
     Args:
-        model: The text model.
-        streams: Streams of any lengths with equally many target tokens.
+        connector: Hidden states to conditions.
+        flow_head: Draws.
+        names: The S streams.
+        flow_steps: Steps of the flow head.
+        txt: See `PlanningConfig`.
+        img: See `PlanningConfig`.
+        states: ``[S, R, m, D]`` hidden states of the tokens to draw.
+        noise: ``[R, m, C]``.
+
+    Returns:
+        ``[R, m, C]`` fp32.
     """
-
-    def __init__(self, model: Qwen2_5_VLTextModel, streams: Sequence[Stream]) -> None:
-        self.model, self.streams = model, streams
-        self.given = [stream.embeds[:0] for stream in streams]
-
-    def targets(self, embeds: Tensor) -> Tensor:
-        """See `Reader`."""
-        found = []
-        for row, target in enumerate(embeds):
-            stream = self.streams[row]
-            inputs = stream.embeds.index_copy(0, stream.target, target)
-            hidden = run_text(self.model, inputs[None], stream.position_ids[:, None], stream.visible).penultimate[0]
-            self.given[row] = hidden[stream.given]
-            found.append(hidden[stream.target])
-        return torch.stack(found)
-
-
-class PrefixReader:
-    """Forwards text and sources once and from then on the targets alone, all streams in one batch.
-
-    It is exact because nothing but the target sees the target.
-
-    Args:
-        model: The text model.
-        streams: Streams of any lengths with equally many target tokens.
-    """
-
-    def __init__(self, model: Qwen2_5_VLTextModel, streams: Sequence[Stream]) -> None:
-        self.model = model
-        caches = [PrefixCache() for _ in streams]
-        self.given = [run_given(model, stream, cache) for stream, cache in zip(streams, caches, strict=True)]
-        tokens = len(streams[0].target)
-        keys = -(-max(len(stream.embeds) for stream in streams) // 8) * 8  # attention kernels want masks so aligned
-        self.cache = PrefixCache.stack(caches, keys - tokens)
-        self.positions = torch.stack([stream.position_ids[:, stream.target] for stream in streams], 1)
-        mask = torch.zeros(len(streams), tokens, keys, dtype=torch.bool, device=streams[0].embeds.device)
-        for row, stream in zip(mask, streams, strict=True):
-            seen = stream.visible[stream.target]
-            row[:, : len(stream.given)] = seen[:, stream.given]
-            row[:, keys - tokens :] = seen[:, stream.target]
-        self.mask = additive_mask(mask, streams[0].embeds.dtype)
-
-    def targets(self, embeds: Tensor) -> Tensor:
-        """See `Reader`."""
-        rows = len(embeds)
-        return run_text(
-            self.model, embeds, self.positions[:, :rows], self.mask[:rows], self.cache.first(rows)
-        ).penultimate
-
-
-def run_given(model: Qwen2_5_VLTextModel, stream: Stream, cache: PrefixCache | None = None) -> Tensor:
-    """Hidden states ``[n - N, D]`` of text and sources, which do not depend on the target; may fill a cache."""
-    given = stream.given
-    positions = stream.position_ids[:, None, given]
-    seen = stream.visible[given][:, given]
-    return run_text(model, stream.embeds[None, given], positions, seen, cache).penultimate[0]
+    conditions = dict(zip(names, connector.for_vit(states.flatten(1, 2)), strict=True))
+    return flow_head.sample(conditions, noise.flatten(0, 1), flow_steps, txt, img).view_as(noise)

@@ -23,8 +23,18 @@ def check_pair(planned: Tensor, true: Tensor) -> None:
         )
 
 
+def cosines(planned: Tensor, true: Tensor) -> Tensor:
+    """Cosines ``[n]`` fp32 of planned and true embeddings ``[n, D]``: ``<p_i, x_i> / (|p_i| |x_i|)``.
+
+    Raises:
+        DataError: The shapes differ.
+    """
+    check_pair(planned, true)
+    return cosine_similarity(planned.float(), true.float(), dim=1)
+
+
 class PlanCosine(Metric):
-    """Mean cosine of a planned and a true embedding: ``1/n sum_i <p_i, x_i> / (|p_i| |x_i|)`` over all n tokens."""
+    """Mean cosine of a planned and a true embedding, over all tokens; see `cosines`."""
 
     higher_is_better = True
     full_state_update = False
@@ -47,8 +57,7 @@ class PlanCosine(Metric):
         Raises:
             DataError: The shapes differ.
         """
-        check_pair(planned, true)
-        self.total += cosine_similarity(planned.float(), true.float(), dim=1).sum()
+        self.total += cosines(planned, true).sum()
         self.tokens += len(planned)
 
     def compute(self) -> Tensor:
@@ -173,7 +182,7 @@ class PlanRetrieval(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """``retrieval@k`` in [0, 1] for every k, and ``gallery``: the mean size of the galleries; NaN without plans."""
-        rows = [_recall(_ahead(*pair), self.gallery, self.ranks) for pair in self._by_grid()]
+        rows = [retrieved(*pair, self.gallery, self.ranks) for pair in self._by_grid()]
         means = torch.cat(rows, 1).mean(1) if rows else torch.full((len(self.ranks) + 1,), torch.nan)
         return dict(zip([*(f"retrieval@{k}" for k in self.ranks), "gallery"], means.to(self.device), strict=True))
 
@@ -188,6 +197,21 @@ class PlanRetrieval(Metric):
         both = list(zip(planned.split(values), true.split(values), strict=True))
         alike = group(map(tuple, grids))
         return [(torch.stack([both[i][0] for i in rows]), torch.stack([both[i][1] for i in rows])) for rows in alike]
+
+
+def retrieved(planned: Tensor, true: Tensor, gallery: int, ranks: Sequence[int]) -> Tensor:
+    """Chance of every plan to find its target; see `PlanRetrieval`, which takes their means.
+
+    Args:
+        planned: ``[M, C]`` fp32 plans of one grid, the embeddings of all tokens end to end.
+        true: ``[M, C]`` fp32 true targets.
+        gallery: Size of a gallery.
+        ranks: Values of k.
+
+    Returns:
+        ``[k + 1, M]`` fp32: for each value of k the chance to be among the first, and the size of the gallery.
+    """
+    return _recall(_ahead(planned, true), gallery, ranks)
 
 
 def _ahead(planned: Tensor, true: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ answer is text takes Qwen's ordinary chat form instead.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import groupby
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from bernini.conversation import Conversation, Message
 from bernini.errors import ConfigError, DataError
 from bernini.planner.masking import SOURCE, TARGET, TEXT
-from bernini.planner.vision import Grid, TargetSize, VisionConfig, Visual, prepare, target_grid
+from bernini.planner.vision import Grid, TargetSize, VisionConfig, Visual, look_at, target_grid
 from bernini.tasks import DEFAULT_SENTENCE, MANY, TASKS
 from bernini.text.prompt import clean_prompt
 
@@ -77,8 +78,16 @@ class PlannerPack:
     target_grids: list[Grid | None]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PlannerPack":
-        """A copy with every tensor, patches included, on ``device``."""
-        visuals = [replace(v, patches=v.patches.to(device, non_blocking=non_blocking)) for v in self.visuals]
+        """A copy with every tensor, those of the visuals included, on ``device``."""
+        patches = [visual.patches for visual in self.visuals]
+        # All at once: a small copy takes as long as a large one.
+        sent = (
+            torch.cat(patches).to(device, non_blocking=non_blocking).split(list(map(len, patches))) if patches else ()
+        )
+        visuals = [
+            replace(visual, patches=rows).to(device, non_blocking)
+            for visual, rows in zip(self.visuals, sent, strict=True)
+        ]
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
         moved = {name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()}
         return replace(self, **moved, visuals=visuals)
@@ -140,15 +149,30 @@ def rope_positions(runs: Iterable[int | Run], tokens_per_second: float) -> Tenso
         ``[3, n]`` int64: time, height, width.
     """
     parts, start = [torch.zeros(3, 0, dtype=torch.long)], 0
-    for run in runs:
-        if isinstance(run, Run):
-            time, *space = (torch.arange(edge) for edge in run.grid)
-            part = torch.stack(torch.meshgrid((time * tokens_per_second).long(), *space, indexing="ij")).flatten(1)
+    for is_text, group in groupby(runs, key=lambda run: isinstance(run, int)):
+        if is_text:
+            tokens = sum(cast(Iterable[int], group))
+            laid = [(torch.arange(tokens).expand(3, -1), tokens)]
         else:
-            part = torch.arange(run).expand(3, -1)
-        parts.append(part + start)
-        start = int(parts[-1].max()) + 1 if part.numel() else start
+            laid = [_on_grid(run.grid, tokens_per_second) for run in cast(Iterable[Run], group)]
+        for positions, extent in laid:
+            parts.append(positions + start)
+            start += extent
     return torch.cat(parts, dim=1)
+
+
+@lru_cache(maxsize=1024)
+def _on_grid(grid: Grid, tokens_per_second: float) -> tuple[Tensor, int]:
+    """``[3, n]`` positions of a visual that starts at 0, and the first free position behind."""
+    time, *space = (torch.arange(edge) for edge in grid)
+    positions = torch.stack(torch.meshgrid((time * tokens_per_second).long(), *space, indexing="ij")).flatten(1)
+    return positions, int(positions.max()) + 1
+
+
+@lru_cache(maxsize=4096)
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Ids of a text; the fixed ones are in every sample."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 class PlannerTemplate:
@@ -192,7 +216,7 @@ class PlannerTemplate:
             The sequence. Only a chat has labels, on the answer and the token that ends it.
 
         Raises:
-            ConfigError: There is no answer, and the task is unknown.
+            ConfigError: There is no answer, and the task is unknown; or a visual was prepared with other numbers.
             DataError: A visual has no pixels or no size, or there are too many visuals, targets or tokens of text.
         """
         chat = not conversation.targets and any(m.has_loss and _is_text(m) for m in conversation.messages)
@@ -255,11 +279,14 @@ class PlannerTemplate:
         if len(conversation.targets) > 1:
             why = "the planner plans one visual at a time"
             raise DataError(f"{len(conversation.targets)} targets in one sample", where=key, why=why)
-        known = [self._see(message, key) for message in messages]
+        known = [look_at(message, self.vision, key) for message in messages]
         videos = [v.grid for m, v in zip(messages, known, strict=True) if v and m.is_video and not m.is_target]
         for number, (message, visual) in enumerate(zip(messages, known, strict=True), 1):
             if visual is not None:
                 grid = visual.grid
+            elif not message.is_target:
+                fix = "keep raw media in the shards, or prepare them with `--planner`"
+                raise DataError(f"a source {message.type} has no pixels", where=key, fix=fix)
             elif message.is_video and videos:
                 grid = videos[0]
             elif size is not None:
@@ -272,18 +299,6 @@ class PlannerTemplate:
             t, h, w = grid
             yield Run(number, (t, h // merge, w // merge), message.is_video, message.is_target, visual)
 
-    def _see(self, message: Message, key: str) -> Visual | None:
-        """Patches of a message; ``None`` for a target that is yet to be made."""
-        media = message.media
-        if media is None or media.pixels is None:
-            if message.is_target:
-                return None
-            raise DataError(f"a source {message.type} has no pixels", where=key, fix="keep raw media in the shards")
-        try:
-            return prepare(media.pixels, message.is_video, media.fps, self.vision)
-        except DataError as error:
-            raise DataError(error.what, where=media.path or key, why=error.why, fix=error.fix) from error
-
     def _write(
         self, conversation: Conversation, items: Sequence[Item], chat: bool = False, clean: bool = False
     ) -> PlannerSample:
@@ -293,12 +308,12 @@ class PlannerTemplate:
         ids: list[int] = []
         labels: list[int] = []
 
-        def write(run: int | Run, tokens: list[int], learned: bool = False) -> None:
+        def write(run: int | Run, tokens: Sequence[int], learned: bool = False) -> None:
             runs.append(run)
             ids.extend(tokens)
             labels.extend(tokens if learned else [IGNORED] * len(tokens))
 
-        def write_text(tokens: list[int], learned: bool = False) -> None:
+        def write_text(tokens: Sequence[int], learned: bool = False) -> None:
             write(len(tokens), tokens, learned)
 
         for role, turn in groupby([system, *items], key=lambda item: item[0]):
@@ -306,17 +321,17 @@ class PlannerTemplate:
             if not content:
                 continue
             answer = chat and role == "assistant"
-            write_text([self.im_start, *self._encode(f"{role}\n")])
+            write_text([self.im_start, *_encode(self.tokenizer, f"{role}\n")])
             for part in content:
                 if isinstance(part, str):
-                    write_text(self._encode(part), answer)
+                    write_text(_encode(self.tokenizer, part), answer)
                 else:
                     write_text([self.vision_start])
                     write(part, [self.video_pad if part.is_video else self.image_pad] * part.tokens)
                     write_text([self.vision_end])
             if chat:
                 write_text([self.im_end], answer)
-                write_text(self._encode("\n"))
+                write_text(_encode(self.tokenizer, "\n"))
         return self._sample(conversation, runs, ids, labels)
 
     def _sample(
@@ -348,9 +363,6 @@ class PlannerTemplate:
             visuals=[run.visual for run in visuals if run.visual is not None],
             target_grid=next((run.grid for run in visuals if run.is_target), None),
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def _special(self, name: str) -> int:
         token = f"<|{name}|>"

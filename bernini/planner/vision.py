@@ -5,11 +5,13 @@ plain torch on ``uint8`` tensors.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bernini.conversation import Conversation, Message
 from bernini.errors import ConfigError, DataError
 
 Grid = tuple[int, int, int]
@@ -59,10 +61,39 @@ class VisionConfig:
                 why=f"edges are multiples of {self.factor}, and min_pixels is {self.min_pixels}",
             )
 
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "VisionConfig":
+        """Read ``dataclasses.asdict`` back, which JSON has made lists of tuples in."""
+        numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        return cls(**numbers)
+
     @property
     def factor(self) -> int:
         """What the edges of a resized frame are multiples of, in pixels."""
         return self.patch * self.merge
+
+    @property
+    def columns(self) -> int:
+        """Numbers of one patch."""
+        return 3 * self.temporal_patch * self.patch**2
+
+    def check_made(self, visual: "Visual", where: str) -> None:
+        """Compare with the numbers that a visual was made with; the rate of positions has no part in that.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        if visual.config == self:
+            return
+        names = [f.name for f in fields(self) if f.name != "tokens_per_second"]
+        own, its = ({name: getattr(config, name) for name in names} for config in (self, visual.config))
+        if differing := [f"{name} {its[name]}, not {own[name]}" for name in names if own[name] != its[name]]:
+            raise ConfigError(
+                "an image or a clip was prepared for another planner",
+                where=where,
+                why=f"it was made with {'; '.join(differing)}",
+                fix="give the data module the planner's own `vision`, or prepare the data anew with this planner",
+            )
 
 
 @dataclass(frozen=True)
@@ -91,25 +122,34 @@ class TargetSize:
 
 @dataclass
 class Visual:
-    """An image or a clip, ready for the vision tower.
+    """An image or a clip, ready for the vision tower or through it already.
 
     Attributes:
-        patches: ``[t * h * w, 3 * temporal_patch * patch * patch]`` float32, normalised. Rows run over (t, h / merge,
-            w / merge, merge, merge), columns over (channel, frame, y, x).
+        patches: ``[t * h * w, columns]`` float32, normalised. Rows run over (t, h / merge,
+            w / merge, merge, merge), columns over (channel, frame, y, x). A visual with features has no rows.
         grid: ``(t, h, w)`` in patches.
         is_video: Whether it is a clip.
-        merge: Patches along each edge that make one token.
+        config: What it was made with.
+        features: ``[tokens, D]`` embeddings that the tower made of it, if they were prepared.
+        tower: Fingerprint of that tower.
     """
 
     patches: Tensor
     grid: Grid
     is_video: bool
-    merge: int = 2
+    config: VisionConfig
+    features: Tensor | None = None
+    tower: str = ""
 
     @property
     def tokens(self) -> int:
         """Tokens that the language model sees."""
-        return math.prod(self.grid) // self.merge**2
+        return math.prod(self.grid) // self.config.merge**2
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Visual":
+        """A copy with its tensors on ``device``."""
+        features = None if self.features is None else self.features.to(device, non_blocking=non_blocking)
+        return replace(self, patches=self.patches.to(device, non_blocking=non_blocking), features=features)
 
 
 def smart_size(height: int, width: int, config: VisionConfig) -> tuple[int, int]:
@@ -268,4 +308,41 @@ def prepare(pixels: Tensor, is_video: bool, fps: float, config: VisionConfig) ->
     t, h, w = frames.shape[1] // pair, height // patch, width // patch
     cut = frames.reshape(3, t, pair, h // merge, merge, patch, w // merge, merge, patch)
     patches = cut.permute(1, 3, 6, 4, 7, 0, 2, 5, 8).reshape(t * h * w, -1)
-    return Visual(patches, (t, h, w), is_video, merge)
+    return Visual(patches, (t, h, w), is_video, config)
+
+
+def look_at(message: Message, config: VisionConfig, key: str = "") -> Visual | None:
+    """The image or clip of a message as the tower takes it, made now unless it was prepared.
+
+    Args:
+        message: A visual message.
+        config: Numbers of the tower.
+        key: Sample that it is of, for errors.
+
+    Returns:
+        The visual, or null if the message shows nothing.
+
+    Raises:
+        ConfigError: It was prepared with other numbers.
+        DataError: Its pixels are not what `prepare` takes.
+    """
+    media = message.media
+    if media is None:
+        return None
+    where = media.path or key
+    if media.visual is not None:
+        config.check_made(media.visual, where)
+        return media.visual
+    if media.pixels is None:
+        return None
+    try:
+        return prepare(media.pixels, message.is_video, media.fps, config)
+    except DataError as error:
+        raise DataError(error.what, where=where, why=error.why, fix=error.fix) from error
+
+
+def add_visuals(sample: Conversation, config: VisionConfig) -> None:
+    """Leave beside the pixels of every image and clip what the tower takes of them; see `look_at`."""
+    for message in sample.visual:
+        if message.media is not None:
+            message.media.visual = look_at(message, config, sample.key)

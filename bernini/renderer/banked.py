@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bernini.bank import Bank, Rows
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, add_noise, velocity_losses
-from bernini.renderer.bank import Bank, Rows, Stack
+from bernini.renderer.bank import Stack
 from bernini.renderer.module import RendererModule
 from bernini.renderer.packing import Pack, PackedSample, Segment, pack, patchify, target_patches
 from bernini.renderer.transformer import PackedWanTransformer3DModel
@@ -49,7 +50,12 @@ class StackedPass(nn.Module):
     """
 
     def __init__(
-        self, model: PackedWanTransformer3DModel, bank: Bank, codec: LatentCodec, sigmas: Tensor, text_dropout: float
+        self,
+        model: PackedWanTransformer3DModel,
+        bank: Bank[Stack],
+        codec: LatentCodec,
+        sigmas: Tensor,
+        text_dropout: float,
     ) -> None:
         super().__init__()
         self.model = model
@@ -178,7 +184,7 @@ class BankedRendererModule(RendererModule):
         self._losses, self._steps = torch.zeros(self._bank.batch_size, device=self.device), 0
 
     @property
-    def _bank(self) -> Bank:
+    def _bank(self) -> Bank[Stack]:
         return self.trainer.datamodule.bank  # type: ignore[attr-defined]
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:  # type: ignore[override]
@@ -203,7 +209,7 @@ class BankedRendererModule(RendererModule):
         self.log("train/loss", means.mean(), prog_bar=True, logger=False, batch_size=len(means))
         return {"loss": means.mean(), **{name: torch.cat(own).mean() for name, own in parts.items()}}
 
-    def _record(self, name: str, bank: Bank) -> Callable[[Tensor], Tensor]:
+    def _record(self, name: str, bank: Bank[Stack]) -> Callable[[Tensor], Tensor]:
         model, expert = self.renderer.models[name], self._experts()[name] or "single"
         cuda = self.device.type == "cuda"
         if cuda and torch.is_autocast_enabled("cuda") and model.attention == "auto":
@@ -216,7 +222,7 @@ class BankedRendererModule(RendererModule):
         with torch.autocast("cuda", torch.bfloat16, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
             return cast(Callable[[Tensor], Tensor], torch.cuda.make_graphed_callables(one, (rows,)))
 
-    def _sigmas(self, bank: Bank, expert: Expert) -> Tensor:
+    def _sigmas(self, bank: Bank[Stack], expert: Expert) -> Tensor:
         generator = torch.Generator().manual_seed(draw_seed(self.seed, "sigmas", expert))
         drawn = {
             task: self.noise.draw_sigmas([get_task(task)] * SIGMAS, expert, [generator] * SIGMAS)

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from bernini.attention import AttentionBackend
 from bernini.conversation import Batch, Conversation, Media, Message
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
-from bernini.renderer.attention import AttentionBackend
 from bernini.renderer.experts import Architecture, Experts, load_transformer
 from bernini.renderer.latents import NoisedSample, encode_media, latent_shape, noise_samples
 from bernini.renderer.lora import LoRAConfig, load_lora

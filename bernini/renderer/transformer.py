@@ -10,8 +10,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
-from bernini.renderer.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.renderer.packing import Pack
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope

@@ -5,15 +5,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bernini.bank import Bank, Rows
 from bernini.conversation import Batch, Conversation
 from bernini.errors import ConfigError
-from bernini.renderer.bank import Bank, Rows, Stack, load_stacks, save_stacks
+from bernini.renderer.bank import Stack, load_stacks, save_stacks
 from bernini.renderer.packing import pad_context
 from bernini.tasks import get_task
 from bernini.text.encoder import TextEncoder
@@ -115,7 +117,7 @@ class RowsOfBank(Dataset[Rows]):
         seed: Seed of the orders.
     """
 
-    def __init__(self, bank: Bank, seed: int) -> None:
+    def __init__(self, bank: Bank[Any], seed: int) -> None:
         self.bank = bank
         sizes = [len(stack) for stack in bank.stacks]
         self._order = lru_cache(2 * len(sizes))(lambda stack, epoch: permutation(seed, epoch, sizes[stack], stack))
@@ -130,6 +132,34 @@ class RowsOfBank(Dataset[Rows]):
         rows = self._order(stack, epoch)[place : place + count]
         missing = count - len(rows)
         return np.concatenate([rows, self._rows(stack, first + len(rows), missing)]) if missing else rows
+
+
+def in_parts(length: int) -> list[Request]:
+    """Requests for the samples below ``length``, `AT_ONCE` in each."""
+    starts = range(0, length, AT_ONCE)
+    return [Request(list(range(start, min(start + AT_ONCE, length))), 0, {}) for start in starts]
+
+
+def check_alone(data: OrderedDataModule) -> None:
+    """Refuse several ranks.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if data.rank_and_world()[1] > 1:
+        raise ConfigError("a bank serves one device", where="trainer.devices", fix="trainer.devices: 1")
+
+
+def rows_loader(data: OrderedDataModule, bank: Bank[Any], length: int, seed: int) -> Loader:
+    """Rows of a bank, from a data module's cursor on; an epoch is one pass over as many samples as were drawn."""
+    steps = max(1, length // bank.batch_size)
+
+    def numbers() -> Iterable[int]:
+        first = data.cursor["sample"]
+        return range(first, (first // steps + 1) * steps)
+
+    # Without workers: the bank is in this process.
+    return Loader(ErrorsAsValues(RowsOfBank(bank, seed)), sampler=Requests(numbers, steps), batch_size=None)
 
 
 class ToyBankDataModule(OrderedDataModule):
@@ -179,7 +209,7 @@ class ToyBankDataModule(OrderedDataModule):
         self._train = ToyWorld(self.tasks, frames, height, width, seed, "train")
         self._held_out = ToyWorld(self.tasks, frames, height, width, seed, "held_out")
         self.file = Path(file) if file else None
-        self.bank: Bank | None = None
+        self.bank: Bank[Stack] | None = None
 
     def setup(self, stage: str) -> None:
         """Draw and encode the training samples.
@@ -188,8 +218,7 @@ class ToyBankDataModule(OrderedDataModule):
             ConfigError: There are several ranks, or too few samples to have all kinds of a task.
         """
         super().setup(stage)
-        if self.rank_and_world()[1] > 1:
-            raise ConfigError("a bank serves one device", where="trainer.devices", fix="trainer.devices: 1")
+        check_alone(self)
         if stage != "fit" or self.bank:
             return
         device = self.trainer.strategy.root_device  # type: ignore[union-attr]
@@ -222,21 +251,13 @@ class ToyBankDataModule(OrderedDataModule):
         return f"{self._train}, {self.length} samples, {self.rows} rows, {' '.join(hashes)}"
 
     def _drawn(self) -> Loader:
-        starts = range(0, self.length, AT_ONCE)
-        requests = [Request(list(range(s, min(s + AT_ONCE, self.length))), 0, {}) for s in starts]
+        requests = in_parts(self.length)
         return self.loader(Batches(self._train), lambda: requests, len(requests), self.seed)
 
     def train_dataloader(self) -> Loader:
         """Rows of the bank, from the cursor on; an epoch is one pass over as many samples as were drawn."""
         assert self.bank is not None
-        steps = max(1, self.length // self.bank.batch_size)
-
-        def numbers() -> Iterable[int]:
-            first = self.cursor["sample"]
-            return range(first, (first // steps + 1) * steps)
-
-        rows = ErrorsAsValues(RowsOfBank(self.bank, self.seed))
-        return Loader(rows, sampler=Requests(numbers, steps), batch_size=None)  # in this process: the bank is here
+        return rows_loader(self, self.bank, self.length, self.seed)
 
     def val_dataloader(self) -> Loader:
         """Batches of held-out samples."""

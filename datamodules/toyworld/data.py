@@ -7,10 +7,12 @@ from itertools import accumulate
 from math import sqrt
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from bernini.conversation import Batch, Conversation
 from bernini.errors import ConfigError
+from bernini.planner.vision import VisionConfig, add_visuals
 from datamodules.loading import Loader
 from datamodules.order import Request, eval_requests, settled, train_requests
 from datamodules.resuming import OrderedDataModule
@@ -27,6 +29,7 @@ class ToyWorld:
     Attributes:
         parts: Part of each task in the mix, in any unit; any run of samples holds the tasks in nearly these parts.
             Besides the tasks of the task table there are those of `QUESTIONS`, which only a planner can learn.
+            ``v2v/reason`` is v2v with edits of the kind ``reason`` alone.
         frames: Frames of a clip.
         height: In pixels.
         width: In pixels.
@@ -59,8 +62,9 @@ class ToyWorld:
         """
         # Multiples of the golden ratio spread evenly over the unit interval, which is cut in proportion to the parts.
         at = index * GOLDEN % 1 * sum(self.parts.values())
-        task = next(name for name, end in zip(self.parts, accumulate(self.parts.values()), strict=True) if at < end)
-        make = make_question if task in QUESTIONS else partial(make_item, edits=self.edits)
+        part = next(name for name, end in zip(self.parts, accumulate(self.parts.values()), strict=True) if at < end)
+        task, _, kind = part.partition("/")
+        make = make_question if task in QUESTIONS else partial(make_item, edits=[kind] if kind else self.edits)
         return make(
             task,
             index,
@@ -77,21 +81,34 @@ class Batches(Dataset[Batch]):
 
     Args:
         world: Where they come from.
+        vision: Make what a planner with these numbers sees, too; null for nothing.
     """
 
-    def __init__(self, world: ToyWorld) -> None:
-        self.world = world
+    def __init__(self, world: ToyWorld, vision: VisionConfig | None = None) -> None:
+        self.world, self.vision = world, vision
 
     def __getitem__(self, request: Request) -> Batch:
         samples = [self.world[number] for number in request.samples]
         for sample in samples[len(samples) - request.padding :]:
             sample.info["padding"] = True
-        # Views of one buffer: a worker sends a batch as one block of shared memory instead of one per clip.
-        drawn = [(media, media.pixels) for sample in samples for media in sample.media() if media.pixels is not None]
-        buffer = torch.cat([pixels.flatten() for _, pixels in drawn]).split([pixels.numel() for _, pixels in drawn])
-        for (media, pixels), part in zip(drawn, buffer, strict=True):
-            media.pixels = part.view_as(pixels)
+        if self.vision:
+            for sample in samples:
+                add_visuals(sample, self.vision)
+        clips = [(media, media.pixels) for sample in samples for media in sample.media() if media.pixels is not None]
+        for (media, _), pixels in zip(clips, _in_one_buffer([pixels for _, pixels in clips]), strict=True):
+            media.pixels = pixels
+        seen = [media.visual for media, _ in clips if media.visual is not None]
+        for visual, patches in zip(seen, _in_one_buffer([visual.patches for visual in seen]), strict=True):
+            visual.patches = patches
         return Batch(samples, request.cursor)
+
+
+def _in_one_buffer(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same as views: a worker then sends one block of shared memory instead of one per tensor."""
+    if not tensors:
+        return []
+    buffer = torch.cat([tensor.flatten() for tensor in tensors]).split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(buffer, tensors, strict=True)]
 
 
 class ToyWorldDataModule(OrderedDataModule):
@@ -101,7 +118,8 @@ class ToyWorldDataModule(OrderedDataModule):
     resumed run goes on with the batch after the last optimizer step of its checkpoint.
 
     Args:
-        tasks: Task names, in equal parts, or parts by task name; ``und_img`` and ``und_vid`` are questions.
+        tasks: Task names, in equal parts, or parts by task name; ``und_img`` and ``und_vid`` are questions, and
+            ``v2v/reason`` is v2v with edits of one kind alone.
         frames: Frames of a clip, 4k + 1 for the Wan VAE; images have one.
         height: In pixels, at least 32.
         width: In pixels, at least 32.
@@ -111,6 +129,8 @@ class ToyWorldDataModule(OrderedDataModule):
         length: Samples of an epoch; what does not fill a batch of all ranks is dropped. Every epoch has new samples.
         val_length: Samples of validation, testing and prediction.
         edits: Edit kinds for tasks that have a choice, all by default.
+        vision: Leave beside the pixels what the vision tower of a planner takes of them. `bernini fit` gives the
+            planner's own; null leaves nothing, and the training process does that work.
     """
 
     def __init__(
@@ -125,12 +145,13 @@ class ToyWorldDataModule(OrderedDataModule):
         length: int = 8192,
         val_length: int = 128,
         edits: list[str] | None = None,
+        vision: VisionConfig | None = None,
     ) -> None:
         super().__init__(workers)
         if min(batch_size, length, val_length) < 1 or workers < 0:
             raise ConfigError("batch_size and lengths are 1 or more, workers 0 or more", where="data.init_args")
         self.batch_size, self.seed = batch_size, seed
-        self.length, self.val_length = length, val_length
+        self.length, self.val_length, self.vision = length, val_length, vision
         parts = tasks if isinstance(tasks, dict) else dict.fromkeys(tasks, 1.0)
         self._train = ToyWorld(parts, frames, height, width, seed, "train", edits)
         self._held_out = ToyWorld(parts, frames, height, width, seed, "held_out", edits)
@@ -156,12 +177,12 @@ class ToyWorldDataModule(OrderedDataModule):
             order = range(cursor["epoch"] * self.length, (cursor["epoch"] + 1) * self.length)
             return train_requests(order, cursor, self.batch_size, rank, world)
 
-        return self.loader(Batches(self._train), requests, self.length // step, self.seed)
+        return self.loader(Batches(self._train, self.vision), requests, self.length // step, self.seed)
 
     def val_dataloader(self) -> Loader:
         """Batches of held-out samples; those that only fill a rank's last batch have ``info["padding"]``."""
         requests = eval_requests(self.val_length, self.batch_size, *self.rank_and_world())
-        return self.loader(Batches(self._held_out), lambda: requests, len(requests), self.seed)
+        return self.loader(Batches(self._held_out, self.vision), lambda: requests, len(requests), self.seed)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

@@ -9,8 +9,8 @@ from factories import make_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bernini.attention import packed_attention, resolve_backend
 from bernini.errors import ConfigError, DataError
-from bernini.renderer.attention import packed_attention, resolve_backend
 from bernini.renderer.packing import (
     PackedSample,
     Segment,

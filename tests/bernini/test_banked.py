@@ -8,11 +8,12 @@ import torch
 from factories import logged_rows, make_stack
 from safetensors.torch import load_file
 
+from bernini.bank import Bank
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError, DataError
-from bernini.renderer.bank import Bank, load_stacks, save_stacks
+from bernini.renderer.bank import load_stacks, save_stacks
 from bernini.renderer.banked import SIGMAS, BankedRendererModule, StackedPass
 from bernini.renderer.experts import Architecture
 from bernini.renderer.latents import noise_samples

@@ -1,6 +1,7 @@
 """The flow head: the released numbers, names and sizes; guidance, sampling and the loss."""
 
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -155,14 +156,26 @@ def test_sampling_is_guided_euler_and_runs_the_streams_it_needs_in_one_call(
             guided = v["uncond"] + img * (v["imgcond"] - v["uncond"]) + txt * (v["cond"] - v["imgcond"])
             x = x + (following - sigma) * guided
 
-    calls: list[torch.Size] = []
-    head.net.register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    calls, modulations = [], []
+    head.net.final_layer.linear.register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    head.net.res_blocks[1].adaLN_modulation.register_forward_hook(lambda *args: modulations.append(args[2].shape))
     needed = {stream: z for stream, z in c.items() if stream in run}
     assert relative_error(head.sample(needed, noise, 3, txt, img), x) < 1e-5
     assert calls == [(len(run), 4, 24)] * 3
+    assert modulations == [(3, len(run), 4, 3 * 64)], "of all steps at once"
     for stream in run:
         with pytest.raises(ConfigError, match=f"lacks the stream {stream}"):
             head.sample({s: z for s, z in needed.items() if s != stream}, noise, 3, txt, img)
+
+
+def test_many_tokens_are_sampled_as_few(build, randn, relative_error):
+    head, draw = build(), randn(2)
+    c, noise, rows = {s: draw(300, 32) for s in STREAMS}, draw(300, 24), []
+    head.net.final_layer.linear.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
+    together = head.sample(c, noise, 2, 1.4, 1.2)
+    assert rows == [128, 128, 128, 128, 44, 44], "the memory of modulations is bounded"
+    few = [head.sample({s: x[i : i + 60] for s, x in c.items()}, noise[i : i + 60], 2, 1.4, 1.2) for i in (0, 240)]
+    assert relative_error(torch.cat([together[:60], together[240:]]), torch.cat(few)) < 1e-5
 
 
 def test_sampling_needs_a_step(head, tokens):
@@ -206,12 +219,17 @@ def test_training_sigmas_are_the_shifted_table(head):
     assert table.tolist() == pytest.approx([2 * s / (1 + s) for s in u], abs=1e-6)
 
 
-def test_a_perfect_predictor_has_no_loss_and_samples_the_truth(build, randn, relative_error):
+def test_a_perfect_predictor_has_no_loss(build, randn):
     oracle, truth = Oracle(FlowHeadConfig(**SIZES)), randn(0)(7, 24)
     assert oracle.loss(truth, truth, oracle.draw(7, generator())).max() < 1e-8
     assert build().loss(randn(1)(7, 32), truth, oracle.draw(7, generator())).min() > 0.1
-    for steps in (1, 5):
-        assert relative_error(oracle.sample({"cond": truth}, randn(2)(7, 24), steps), truth) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_sampling_goes_all_the_way_from_noise(randn, relative_error, steps):
+    head, noise = FlowHead(FlowHeadConfig(**SIZES)), randn(2)(7, 24)
+    velocity = head.net.final_layer.linear.bias.data.copy_(randn(3)(24))  # the only one of a new head
+    assert relative_error(head.sample({"cond": randn(4)(7, 32)}, noise, steps), noise - velocity) < 1e-6
 
 
 def test_tokens_do_not_see_each_other(head, tokens, randn):
@@ -256,6 +274,97 @@ def test_gradient_checkpointing_recomputes_blocks_and_changes_no_gradient(build,
         assert plain.any() and torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
 
 
+def gradients(head, c, target, seed=0, reduce=torch.sum, autocast=False):
+    """The loss of each token, and gradients of all, as a module in training gets them."""
+    head.zero_grad()
+    c = c.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = head.loss(2 * c, target, head.draw(len(c), generator(seed)))
+    (0.7 * reduce(loss)).backward()
+    assert c.grad.any()
+    return [loss.detach(), c.grad, *(p.grad for p in head.parameters())]
+
+
+@pytest.mark.parametrize("reduce", [torch.sum, torch.mean])
+@pytest.mark.parametrize(("chunk", "calls"), [(5, 16), (12, 8), (15, 6), (79, 1), (10**6, 1)])
+def test_chunks_change_no_gradient(build, tokens, relative_error, chunk, calls, reduce):
+    plain = gradients(build(batch_mul=16), *tokens, reduce=reduce)
+    head, rows = build(batch_mul=16, chunk=chunk), []
+    head.net.res_blocks[0].register_forward_hook(lambda module, args, out: rows.append(out.shape[:2].numel()))
+    chunked = gradients(head, *tokens, reduce=reduce)
+    assert len(rows) == calls and sum(rows) == 80, "no row runs twice"
+    assert max(map(relative_error, chunked, plain)) < 1e-6
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_chunks_in_mixed_precision(build, tokens, relative_error, weights):
+    """Either way of adding the draws up rounds to bf16; what it rounds is in fp32."""
+    exact = gradients(build(batch_mul=16), *tokens)
+    for chunk in (None, 5):
+        found = gradients(build(batch_mul=16, chunk=chunk).to(weights), *tokens, autocast=True)
+        assert {x.dtype for x in found[2:]} == {weights} and found[1].dtype == torch.float32
+        assert max(map(relative_error, (x.float() for x in found), exact)) < 0.03
+
+
+def test_chunks_keep_nothing_for_the_backward_pass(build, tokens):
+    class Saved:
+        def __init__(self, x):
+            self.x = x
+            alive.add(self)
+
+    def kept(**settings):
+        head, c = build(**settings), tokens[0].clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.x):
+            loss = head.loss(c, tokens[1], head.draw(5, generator()))
+        return loss.requires_grad and sum(saved.x.numel() for saved in alive)
+
+    alive = weakref.WeakSet()
+    assert kept(batch_mul=16) > 100_000
+    assert kept(batch_mul=16, chunk=20) == 0
+
+
+def test_chunks_of_which_parts_are_frozen(build, tokens, relative_error):
+    whole = gradients(build(), *tokens)
+    head = build(chunk=5)
+    for parameter in head.parameters():
+        parameter.requires_grad_(False)
+    c = tokens[0].clone().requires_grad_()
+    head.loss(2 * c, tokens[1], head.draw(5, generator())).sum().mul(0.7).backward()
+    assert relative_error(c.grad, whole[1]) < 1e-6
+    assert not head.loss(tokens[0], tokens[1], head.draw(5, generator())).requires_grad
+    head.net.input_proj.weight.requires_grad_(True)
+    head.loss(2 * tokens[0], tokens[1], head.draw(5, generator())).sum().mul(0.7).backward()
+    number = [name for name, _ in head.named_parameters()].index("net.input_proj.weight")
+    assert relative_error(head.net.input_proj.weight.grad, whole[2 + number]) < 1e-6
+
+
+def test_a_chunked_loss_weighs_all_tokens_alike(build, tokens):
+    head = build(chunk=5)
+    loss = head.loss(*tokens, head.draw(5, generator()))
+    with pytest.raises(ConfigError, match="different weights"):
+        (loss * torch.arange(5)).sum().backward()
+
+
+def test_without_gradients_chunks_bound_the_memory(build, tokens, relative_error):
+    head, rows = build(chunk=20, batch_mul=16), []
+    head.net.res_blocks[0].register_forward_hook(lambda module, args, out: rows.append(out.shape[:2].numel()))
+    with torch.no_grad():
+        loss = head.loss(*tokens, head.draw(5, generator()))
+    assert rows == [20] * 4
+    assert relative_error(loss, build(batch_mul=16).loss(*tokens, head.draw(5, generator()))) < 1e-6
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blocks_compile_without_a_break(build, tokens, relative_error, autocast):
+    draws = build().draw(5, generator())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = build().loss(*tokens, draws)
+        head = build()
+        for block in head.net.res_blocks:
+            block.compile(fullgraph=True, backend="aot_eager")
+        assert relative_error(head.loss(*tokens, draws), expected) < (1e-2 if autocast else 1e-5)
+
+
 def test_no_token_has_no_loss(head):
     loss = head.loss(torch.zeros(0, 32, requires_grad=True), torch.zeros(0, 24), head.draw(0))
     assert loss.shape == (0,)
@@ -267,7 +376,7 @@ def test_embeddings_of_another_width_are_refused(head):
         head.loss(torch.zeros(5, 32), torch.zeros(5, 20), head.draw(5))
 
 
-@pytest.mark.parametrize("name", ["width", "shift", "batch_mul"])
+@pytest.mark.parametrize("name", ["width", "shift", "batch_mul", "chunk"])
 def test_sizes_are_positive(name):
     with pytest.raises(ConfigError, match=f"{name} of the flow head is 0"):
         FlowHeadConfig(**{name: 0})

@@ -272,7 +272,7 @@ def clip(seed=0):
 
 def test_a_plan_of_true_embeddings_shows_the_frames() -> None:
     pixels, visual = clip()
-    patches = token_patches(visual, VISION)
+    patches = token_patches(visual)
     assert patches.shape == (visual.tokens, 3, 8, 8) and visual.grid == (3, 6, 8)
     embeds = randn(visual.tokens, WIDTH)
     picture = plan_picture(3 * embeds, (3, 3, 4), embeds, patches, chunk=5)
@@ -280,7 +280,7 @@ def test_a_plan_of_true_embeddings_shows_the_frames() -> None:
 
 
 def test_each_token_shows_the_patch_with_the_largest_cosine() -> None:
-    patches = token_patches(clip()[1], VISION)
+    patches = token_patches(clip()[1])
     planned, gallery = randn(6, WIDTH), randn(len(patches), WIDTH, seed=1)
     picture = plan_picture(planned, (1, 2, 3), gallery, patches)
     nearest = (normalize(planned, dim=1) @ normalize(gallery, dim=1).T).argmax(1)
@@ -290,7 +290,7 @@ def test_each_token_shows_the_patch_with_the_largest_cosine() -> None:
 
 
 def test_pictures_that_cannot_be_drawn_are_errors() -> None:
-    patches = token_patches(clip()[1], VISION)
+    patches = token_patches(clip()[1])
     gallery = randn(len(patches), WIDTH)
     with pytest.raises(DataError, match="a plan of 5 tokens"):
         plan_picture(gallery[:5], (1, 2, 3), gallery, patches)

@@ -27,7 +27,7 @@ def test_a_resumed_fit_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
     assert any(name.startswith("planner.vit_decoder") for name in changed) and "planner.mask_tokens" in changed
     assert not any(".visual." in name or ".proj_gen." in name for name in changed)
     rows = logged_rows(tmp_path / "whole")
-    names = {"loss", "visual", "visual_t2i", "visual_v2v", "ntp", "accuracy"}
+    names = {"loss", "visual", "visual_t2i", "visual_v2v", "ntp", "accuracy", "answers"}
     assert [row["step"] for row in rows] == [1, 3, 5, 7]
     assert all(row.keys() == {"step", *(f"train/{name}" for name in names)} for row in rows)
     assert logged_rows(tmp_path / "broken")[-1] == pytest.approx(rows[-1])

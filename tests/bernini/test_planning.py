@@ -265,26 +265,99 @@ def test_plans_depend_on_seed_and_conditions(planner, relative_error):
     ],
 )
 def test_what_is_forwarded(planner, values, sources, streams):
-    """Given tokens once per stream, then the targets of the streams that count in one batch, but for the last layer."""
+    """Given tokens once, then the targets of the streams that count in one batch, and no last layer."""
     request, steps = make_request(sources=sources), 4
     with Forwards(planner.text_model) as layers:
         planner.plan([request], PlanningConfig(steps, 1, **values))
-    given, targets = layers[0][:streams], layers[0][streams : streams + steps]
-    assert all(rows == 1 for rows, _ in given) and targets == [(streams, 24)] * steps
-    rest = layers[0][streams + steps :]  # the finished plan for the contexts, and the negative prompt if it did not run
-    negative = (1, len(request.uncond.given))
-    assert rest == ([(1, 24)] if negative in given else [(1, 24), negative])
+    unguided = values.get("img", 1.0) == 1.0  # the negative prompt is read all the same, for its context
+    imgcond = values["txt"] != values.get("img", 1.0) if sources else False
+    read = [request.cond, request.uncond, *([request.imgcond] if imgcond else [])]
+    given = (1, sum(len(stream.given) for stream in read))
+    assert layers[0] == [given, *[(streams, 24)] * steps, (1, 24)], "the last one is the finished plan, for contexts"
     assert layers[0] == layers[2] and not layers[3]
 
     with Forwards(planner.text_model) as layers:
         planner.plan([request], PlanningConfig(steps, 1, cache=False, **values))
-    assert len(layers[0]) == streams * steps + 1 + (negative not in given)
+    assert len(layers[0]) == streams * steps + 1 + unguided
 
 
 def test_steps_that_reveal_nothing_are_not_run(planner):
     with Forwards(planner.text_model) as layers:
         planner.plan([make_request(sources=False)], PlanningConfig(40, 1))
     assert layers[0].count((1, 24)) == 24 + 1
+
+
+class InPlace:
+    """Stands in for a CUDA graph: inputs are copied to where they always were, and outputs overwrite the last ones."""
+
+    def __init__(self, call):
+        self.call, self.inputs, self.output = call, None, None
+
+    def __call__(self, *inputs):
+        self.inputs = self.inputs or [x.clone() for x in inputs]
+        for own, given in zip(self.inputs, inputs, strict=True):
+            assert own.shape == given.shape
+            own.copy_(given)
+        output = self.call(*self.inputs)
+        self.output = output.clone() if self.output is None else self.output.copy_(output)
+        return self.output
+
+
+@pytest.fixture
+def in_place(monkeypatch) -> list[InPlace]:
+    """Plans as CUDA graphs make them, in memory that stays where it is; everything that was recorded."""
+    made: list[InPlace] = []
+    monkeypatch.setattr("bernini.planner.planning.Recorded", lambda call: made.append(InPlace(call)) or made[-1])
+    monkeypatch.setattr(Planner, "_can_record", lambda self, embeds, steps: True)
+    return made
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("sources", [True, False])
+def test_steps_of_equal_shapes_in_fixed_memory_change_nothing(golden, in_place, order, sources, relative_error):
+    planner, config = golden.planner(ATTENTION), PlanningConfig(6, 2, 1.4, 1.2, order=order)
+    requests = [make_request(0, sources=sources, behind=3), make_request(1, sources=sources)]
+    plans = [
+        planner.plan(requests, config),
+        planner.plan([make_request(5 + n, sources=sources) for n in (0, 1)], config),
+    ]
+    assert len(in_place) == 2, "plans of equal shapes share a recording, whatever their prompts' lengths"
+    for request, plan in zip([*requests, make_request(5, sources=sources)], [*plans[0], plans[1][0]], strict=True):
+        [expected] = planner.plan([request], replace(config, cuda_graphs=False))
+        assert_same_plans(plan, expected, relative_error)
+    assert len(in_place) == 2
+
+
+def test_a_recording_serves_what_it_was_made_of(golden, in_place, relative_error):
+    planner, config = golden.planner(ATTENTION), PlanningConfig(6, 2)
+
+    def plan(config=config, **values):
+        [found] = planner.plan([make_request(**values)], config)
+        [expected] = planner.plan([make_request(**values)], replace(config, cuda_graphs=False))
+        assert_same_plans(found, expected, relative_error)
+        return len(in_place) // 2
+
+    assert plan() == plan(seed=3) == 1
+    assert plan(tokens=18) == 2, "other shapes"
+    assert plan() == 3, "one recording is kept"
+    assert plan(replace(config, txt=1.4)) == 4, "what it computes"
+    assert plan(replace(config, txt=1.4, flow_steps=3)) == 5
+    for parameter in planner.text_model.parameters():
+        parameter.data = 1.1 * parameter.data
+    assert plan(replace(config, txt=1.4, flow_steps=3)) == 6, "weights that are elsewhere"
+    for parameter in planner.text_model.parameters():
+        parameter.data *= 1.1
+    assert plan(replace(config, txt=1.4, flow_steps=3)) == 6, "weights that changed where they are"
+    with torch.inference_mode():
+        assert plan(replace(config, txt=1.4, flow_steps=3)) == 7, "memory that cannot be written outside"
+
+
+def test_nothing_is_recorded_on_the_cpu_nor_without_the_cache(golden, monkeypatch):
+    monkeypatch.setattr("bernini.planner.planning.Recorded", None)
+    planner = golden.planner(ATTENTION)
+    planner.plan([make_request()], PlanningConfig(6, 1))
+    monkeypatch.setattr(Planner, "_can_record", lambda self, embeds, steps: True)
+    planner.plan([make_request()], PlanningConfig(6, 1, cache=False))
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import torch
 from factories import Recorder, make_stack
 from torch.utils.data import DataLoader
 
+from bernini.attention import AttentionBackend
+from bernini.bank import Bank, Rows
 from bernini.conversation import Batch
 from bernini.dropout import DropoutConfig
-from bernini.renderer.attention import AttentionBackend
-from bernini.renderer.bank import Bank, Rows
 from bernini.renderer.banked import BankedRendererModule
 from bernini.renderer.experts import Architecture
 from bernini.vae.module import VAEArchitecture, VAELoss, VAEModule

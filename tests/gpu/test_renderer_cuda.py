@@ -5,7 +5,7 @@ import torch
 from factories import make_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bernini.renderer.attention import packed_attention, resolve_backend
+from bernini.attention import packed_attention, resolve_backend
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack
 

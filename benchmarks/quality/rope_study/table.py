@@ -3,19 +3,20 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.quality import bootstrap
+from benchmarks.quality.bootstrap import DRAWS, Estimate, Floats, mean_of
 from benchmarks.quality.rope_study.items import BEYOND, COMPARED, TRAINED
+from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import DataError
 from bernini.files import replacing
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Cell = tuple[str, int, str]
 """Encoding, number of references, numbering."""
@@ -28,41 +29,12 @@ METRICS = {
     "motion": "the verifier's `motion`: things that move as the text says",
     "copied": "things that look like one of the images, whichever",
 }
-DRAWS = 2000
 GUIDANCE: float = ToyBenchmark.defaults["omega"]["txt"]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and the draws of its bootstrap."""
-
-    mean: float
-    draws: Floats
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Ends of the 95 % interval."""
-        low, high = np.percentile(self.draws, (2.5, 97.5))
-        return float(low), float(high)
-
-    def __sub__(self, other: "Estimate") -> "Estimate":
-        return Estimate(self.mean - other.mean, self.draws - other.draws)
-
-    def text(self, sign: str = "") -> str:
-        """In percent, e.g. ``83.1 [80.2, 86.0]``."""
-        low, high = self.bounds
-        return f"{100 * self.mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
 def estimate(values: Floats) -> Estimate:
-    """Mean over seeds and items, ``[seeds, items]``, both drawn anew with replacement, apart from each other.
-
-    Values of one shape are drawn alike, so that a difference of two estimates is a paired one.
-    """
-    rng = np.random.default_rng(0)
-    seeds, items = (rng.integers(n, size=(DRAWS, n)) for n in values.shape)
-    draws = np.array([values[s][:, i].mean() for s, i in zip(seeds, items, strict=True)])
-    return Estimate(float(values.mean()), draws)
+    """Mean over seeds and items, ``[seeds, items]``."""
+    return bootstrap.estimate([mean_of(row) for row in values], values.shape[1])
 
 
 class Records:
@@ -124,11 +96,6 @@ class Records:
         return np.array([max(record["named"]) < max(TRAINED) for record in rows])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _compared(records: Records, metric: str) -> str:
     """Encodings by number of references, all of which were trained."""
     rows = [
@@ -138,7 +105,7 @@ def _compared(records: Records, metric: str) -> str:
     if metric == "in_place":
         rows.append(["any image alike", *(_bound(records, k, "chance") for k in COMPARED)])
     rows.append(["true target through the VAE", *(_bound(records, k, metric) for k in COMPARED)])
-    return _table(["", *_columns(COMPARED)], rows)
+    return markdown(["", *_columns(COMPARED)], rows)
 
 
 def _bound(records: Records, references: int, metric: str) -> str:
@@ -162,7 +129,7 @@ def _differences(records: Records) -> tuple[str, list[str]]:
         ]
         rows.append([f"SA-3D RoPE less {name}", *(gap.text("+") for gap in gaps)])
         words.append(f"SA-3D RoPE against {name}: " + _verdicts(gaps, COMPARED))
-    return _table(["", *_columns(COMPARED)], rows), words
+    return markdown(["", *_columns(COMPARED)], rows), words
 
 
 def _verdicts(gaps: Sequence[Estimate], counts: Sequence[int]) -> str:
@@ -190,7 +157,7 @@ def _beyond(records: Records, metric: str, keep: Callable[[int], Bools] | None =
     if metric == "in_place" and keep is None:
         rows.append(["any image alike", "", *(_bound(records, k, "chance") for k in BEYOND)])
         rows.append(["true target through the VAE", "", *(_bound(records, k, metric) for k in BEYOND)])
-    return _table(["", "ids", *_columns(BEYOND)], rows)
+    return markdown(["", "ids", *_columns(BEYOND)], rows)
 
 
 def _numberings(records: Records) -> list[str]:
@@ -218,7 +185,7 @@ def _training(records: Records) -> str:
         runs = sorted((run for run in records.runs if run["encoding"] == encoding), key=lambda run: run["seed"])
         losses = ", ".join(f"{run['loss']:.4f}" for run in runs)
         rows.append([name, f"{runs[0]['parameters']:,}", losses])
-    return _table(["", "parameters", "last logged loss of each seed"], rows)
+    return markdown(["", "parameters", "last logged loss of each seed"], rows)
 
 
 def _machines(records: Records) -> list[str]:

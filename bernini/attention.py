@@ -38,6 +38,12 @@ class Lengths:
     k_starts: Tensor
 
 
+def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether one call can attend within samples of any lengths."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return device.type == "cuda" and half and head_dim <= 256 and head_dim % 8 == 0
+
+
 def resolve_backend(backend: AttentionBackend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Turn ``auto`` into the fastest backend for these tensors.
 
@@ -64,8 +70,11 @@ def resolve_backend(backend: AttentionBackend, device: torch.device, dtype: torc
     if backend != "auto":
         if backend == "cudnn" and not cudnn:
             raise ConfigError("cuDNN attention needs CUDA, half precision and head_dim <= 128", fix="attention: auto")
-        if backend == "varlen" and not (cuda and half and head_dim <= 256):
-            raise ConfigError("varlen attention needs CUDA, half precision and head_dim <= 256", fix="attention: auto")
+        if backend == "varlen" and not has_varlen(device, dtype, head_dim):
+            raise ConfigError(
+                "varlen attention needs CUDA, half precision and a head_dim of 8 to 256, by eights",
+                fix="attention: auto",
+            )
         return backend
     if not cuda:
         return "native"

@@ -1,0 +1,80 @@
+"""The study's commands once its planners are trained: `before` once, `score` for all of them, `table` once."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.quality.planner_study import __doc__ as about
+from benchmarks.quality.planner_study.scoring import Run, Scorer
+from benchmarks.quality.planner_study.table import write_page
+from benchmarks.quality.plans.options import add_exam, exam_of
+from benchmarks.speed.command import run_command, stopwatch
+from bernini.files import replacing
+
+ROOT = Path(__file__).parents[3]
+
+
+def score_before(options: argparse.Namespace) -> None:
+    """Score answers of the planner that all runs start from."""
+    _write(options.out / "before.json", _scorer(options).before(Run.read(options.run)))
+
+
+def score_runs(options: argparse.Namespace) -> None:
+    """Score trained planners."""
+    runs = [Run.read(folder.resolve()) for folder in options.runs]
+    scorer = _scorer(options)
+    for run in runs:
+        _write(options.out / f"{run.folder.name}.json", scorer.after(run))
+
+
+def make_table(options: argparse.Namespace) -> None:
+    """Write the page."""
+    write_page(options.out, options.page)
+    print(options.page)
+
+
+def _scorer(options: argparse.Namespace) -> Scorer:
+    disable_progress_bar()  # of loading models
+    return Scorer(exam_of(options), options.batch, torch.device(options.device), stopwatch())
+
+
+def _write(path: Path, scores: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(scores) + "\n")
+
+
+VERBS = {"before": score_before, "score": score_runs, "table": make_table}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    looks = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.planner_study", description=about, formatter_class=looks
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = {name: verbs.add_parser(name, help=act.__doc__, formatter_class=looks) for name, act in VERBS.items()}
+    for name, one in verb.items():
+        one.add_argument("--out", type=Path, default=Path("runs/planner/scores"), help="folder of the scores")
+        if name != "table":
+            add_exam(one)
+    verb["before"].add_argument("run", type=Path, metavar="RUN", help="folder of a run of configs/toy/sight.yaml")
+    verb["score"].add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    verb["table"].add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "planner.md", help="its file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run a command."""
+    options = parse(argv)
+    VERBS[options.verb](options)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

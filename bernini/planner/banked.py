@@ -1,0 +1,289 @@
+"""Planner training from a bank of written samples, for planners whose kernels are slower to launch than to run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bernini.attention import has_varlen
+from bernini.bank import Bank, Rows
+from bernini.errors import ConfigError
+from bernini.planner.bank import COINS, NAMES, PlanStack, to_patches
+from bernini.planner.flow_head import Draws
+from bernini.planner.masking import MASK_RATIOS, TEXT, UNIFORM, SourceAttention, draw_shares, visible
+from bernini.planner.mllm import run_text
+from bernini.planner.model import PlannerModel
+from bernini.planner.module import LossConfig, PlannerModule
+from bernini.planner.template import IGNORED
+from bernini.planner.tower import layout
+from bernini.planner.vision import VisionConfig
+from bernini.seeds import draw_seed
+from bernini.tasks import TASKS
+
+SHARES = 8192  # mask ratios drawn ahead for each task, of which a step takes its own
+AT_ONCE = 4096  # frames that the tower sees together
+
+SUMS = ("visual", "hidden", "ntp", "right", "labels", "answers", "asked")
+"""What is summed over a sample: loss and number of hidden tokens; loss of labels, right ones, their number; whole right
+answers and answers, 0 or 1."""
+MEANS = {
+    "visual": ("visual", "hidden"),
+    "ntp": ("ntp", "labels"),
+    "accuracy": ("right", "labels"),
+    "answers": ("answers", "asked"),
+}
+"""What is logged: one sum over another."""
+
+
+class PlanPass(nn.Module):
+    """From rows of a bank to the losses of every sample, in calls whose shapes never change.
+
+    Args:
+        planner: The planner. Its tower runs in every pass if it is trained, else once, now.
+        stack: The samples, on the planner's device.
+        batch_size: Samples of a batch.
+        shares: ``[tasks, SHARES]`` drawn mask ratios of the tasks in `NAMES`.
+        rates: Rates at which a sample loses what `COINS` says.
+        vision: How frames become patches.
+        sources: Attention among the tokens of a source.
+    """
+
+    def __init__(
+        self,
+        planner: PlannerModel,
+        stack: PlanStack,
+        batch_size: int,
+        shares: Tensor,
+        rates: Sequence[float],
+        vision: VisionConfig,
+        sources: SourceAttention,
+    ) -> None:
+        super().__init__()
+        self.planner, self._vision = planner, vision
+        planner.vit_decoder.config.chunk = None  # chunks want tokens that all weigh alike
+        self._stack, self._shares = stack, shares
+        device = stack.task.device
+        self._rates = torch.tensor(rates, device=device)
+        self._bits = 2 ** torch.arange(len(COINS), device=device)
+        self._slots = torch.arange(stack.targets.shape[1], device=device)
+        self._visible = torch.vmap(partial(visible, sources=sources))
+        self._features: Tensor | None = None
+        if any(p.requires_grad for p in planner.tower.parameters()):
+            self._layout = self._lay_out(batch_size * stack.own.shape[1])
+        else:
+            self._features = self._embed()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The losses of samples ``rows [B]`` under what `draw` draws: ``[B, 7]`` fp32 `SUMS`."""
+        return self.measure(rows, *self.draw(rows))
+
+    def draw(self, rows: Tensor) -> tuple[Tensor, Tensor, Draws]:
+        """Draw what dropout leaves of samples, what is hidden of it, and noises.
+
+        Args:
+            rows: ``[B]`` samples.
+
+        Returns:
+            What `measure` takes.
+        """
+        stack, device = self._stack, rows.device
+        dropped = torch.rand(len(rows), len(COINS), device=device) < self._rates
+        variant = stack.variants[rows, (dropped * self._bits).sum(1)].long()
+        share = self._shares[stack.task[rows].long(), torch.randint(SHARES, rows.shape, device=device)]
+        count = stack.count[rows, None]
+        hidden = (count * share[:, None]).ceil().clamp(min=1)
+        missing = self._slots >= count
+        order = torch.rand(missing.shape, device=device).masked_fill(missing, 2.0).argsort(1).argsort(1)
+        draws = self.planner.vit_decoder.draw(missing.numel(), device=device)
+        return variant, (order < hidden) & ~missing, draws
+
+    def measure(self, rows: Tensor, variant: Tensor, masked: Tensor, draws: Draws) -> Tensor:
+        """The losses of given variants under given masks and noise.
+
+        Args:
+            rows: ``[B]`` samples.
+            variant: ``[B]`` their rows among the variants.
+            masked: Bool ``[B, N]``, target tokens that are hidden.
+            draws: Timesteps and noises of all B N target tokens.
+
+        Returns:
+            ``[B, 7]`` fp32 `SUMS`.
+        """
+        planner, stack = self.planner, self._stack
+        shows, targets = stack.shows[variant].long(), stack.targets[variant].long()
+        labelled, labels = stack.labelled[variant].long(), stack.labels[variant].long()
+        kind = stack.token_type[variant]
+
+        seen = self._see(rows)
+        shown = _take(seen, shows)
+        embeds = planner.embedding(stack.ids[variant])
+        embeds = torch.where((kind != TEXT)[..., None], shown.to(embeds.dtype), embeds)
+        hide = torch.zeros_like(kind, dtype=torch.bool).scatter(1, targets, masked)
+        embeds = torch.where(hide[..., None], planner.mask_tokens[0, 0].to(embeds.dtype), embeds)
+        mask = self._visible(kind, stack.segment_id[variant])
+        positions = stack.position_ids[variant].long().movedim(-1, 0)
+        states = run_text(planner.text, embeds, positions, mask, final=True)
+        assert states.final is not None
+
+        condition = planner.connector.for_vit(_take(states.penultimate, targets).flatten(0, 1))
+        truth = _take(seen.detach(), shows.gather(1, targets)).flatten(0, 1)
+        visual = planner.vit_decoder.loss(condition, truth, draws).view_as(masked) * masked
+
+        logits = planner.mllm.lm_head(_take(states.final, labelled)).float()
+        ntp = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+        right, known = (logits.argmax(-1) == labels).sum(1), (labels != IGNORED).sum(1)
+        answers = (right == known) & (known > 0)
+        counts = (masked.sum(1), ntp.view_as(labels).sum(1), right, known, answers, known > 0)
+        return torch.stack([visual.sum(1), *(x.float() for x in counts)], dim=1)
+
+    def _see(self, rows: Tensor) -> Tensor:
+        """ViT embeddings ``[B, tokens, D]`` of the frames of samples."""
+        own = self._stack.own[rows]
+        if self._features is not None:
+            return self._features[own].flatten(1, 2)
+        return self._run_tower(self._stack.frames[own.flatten()], self._layout).unflatten(0, (len(rows), -1))
+
+    @torch.no_grad()
+    def _embed(self) -> Tensor:
+        """ViT embeddings ``[F, T, D]`` of all frames."""
+        parts = [
+            self._run_tower(frames, self._lay_out(len(frames))).unflatten(0, (len(frames), -1))
+            for frames in self._stack.frames.split(AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def _run_tower(self, frames: Tensor, arrangement: dict[str, Any]) -> Tensor:
+        """ViT embeddings ``[n T, D]`` of frames ``[n, P, C]``: a clip's see each other as little as other images do."""
+        return self.planner.tower(to_patches(frames, self._vision).flatten(0, 1), **arrangement).pooler_output
+
+    def _lay_out(self, frames: int) -> dict[str, Any]:
+        grids, device = [(1, *self._stack.grid)] * frames, self._stack.task.device
+        return {
+            "grid_thw": torch.tensor(grids, device=device),
+            **layout(grids, self.planner.tower.config, device),
+        }
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``[B, k, D]`` of ``x [B, n, D]`` at ``index [B, k]``."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class BankedPlannerModule(PlannerModule):
+    """A `PlannerModule` that trains from the bank of its data module, forward and backward as CUDA graphs.
+
+    The losses are the parent's: what dropout leaves of a sample was written by the template as well. Validation and
+    planning are the parent's.
+
+    Args:
+        *args: As `PlannerModule`.
+        cuda_graphs: Record forward and backward as CUDA graphs, on CUDA.
+        compile: Compile the blocks that the graphs are recorded of.
+        **kwargs: As `PlannerModule`.
+    """
+
+    def __init__(self, *args: Any, cuda_graphs: bool = True, compile: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.gradient_checkpointing:
+            raise ConfigError(
+                "gradients cannot be checkpointed here",
+                where="model.init_args.gradient_checkpointing",
+                why="a CUDA graph records no second forward pass",
+                fix="set it to false, or train with bernini.planner.module.PlannerModule",
+            )
+        self.cuda_graphs, self.compile_blocks = cuda_graphs, compile
+        self._passes: list[Callable[[Tensor], Tensor]] = []
+
+    def on_train_start(self) -> None:
+        """Begin to gather losses."""
+        super().on_train_start()
+        self._sums = torch.zeros(len(NAMES), len(SUMS), device=self.device)
+
+    @property
+    def _bank(self) -> Bank[PlanStack]:
+        return self.trainer.datamodule.bank  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:  # type: ignore[override]
+        """One pass; the loss weighs every hidden token and every label alike."""
+        if not self._passes:
+            self._passes.append(self._record(self._bank))
+        key = self.global_step, batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(draw_seed(self.seed, "train", *key))
+        rows = batch.rows.to(self.device, non_blocking=True)
+        sums = self._passes[0](rows)
+        self._sums.index_add_(0, self._bank.stacks[0].task[rows].int(), sums.detach())
+        visual, hidden, ntp, _, labels, *_ = sums.sum(0)
+        return self.loss.ntp * ntp / labels.clamp(min=1e-6) + self.loss.visual * visual / hidden.clamp(min=1e-6)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every ``log_every_n_steps`` steps, log means over all samples since the last time."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            self._gather()
+        super().on_before_optimizer_step(optimizer)
+
+    def _gather(self) -> None:
+        """Hand the sums of all tasks over to the table of means."""
+        sums = dict(zip(SUMS, self._sums.T, strict=True))
+        for name, (value, count) in MEANS.items():
+            rows = [(name, f"visual_{task}") if name == "visual" and task in TASKS else (name,) for task in NAMES]
+            self._trained.add(sums[value], rows, sums[count].tolist())
+        self._sums = torch.zeros_like(self._sums)
+        # The progress bar waits for what it shows, so that it gets no more than the loggers.
+        self.log("train/loss", self._means(self._trained)["loss"], prog_bar=True, logger=False, batch_size=1)
+
+    def _record(self, bank: Bank[PlanStack]) -> Callable[[Tensor], Tensor]:
+        (stack,) = bank.stacks
+        with torch.autocast(self.device.type, enabled=False):
+            one = PlanPass(
+                self.planner,
+                stack,
+                bank.batch_size,
+                draw_ratios(self.loss, self.seed).to(self.device),
+                [getattr(self.dropout, coin) for coin in COINS],
+                self.template.vision,
+                self.sources,
+            )
+        if not (self.device.type == "cuda" and self.cuda_graphs):
+            return one
+        half, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        if self.train_vit and not has_varlen(self.device, precision if half else torch.float32, self._head_dim):
+            raise ConfigError(
+                "the vision tower cannot be trained in CUDA graphs here",
+                where="trainer.precision",
+                why="its attention waits for the device, except in half precision with heads of a multiple of 8",
+                fix="trainer.precision: bf16-mixed, or model.init_args.cuda_graphs: false",
+            )
+        rows = torch.zeros(bank.batch_size, dtype=torch.long, device=self.device)
+        # A cache of cast weights would outlive the graph that made it.
+        with (
+            compiled(self.planner.blocks if self.compile_blocks else ()),
+            torch.autocast("cuda", precision, enabled=half, cache_enabled=False),
+        ):
+            return cast(Callable[[Tensor], Tensor], torch.cuda.make_graphed_callables(one, (rows,)))
+
+    @property
+    def _head_dim(self) -> int:
+        config = self.planner.tower.config
+        return config.hidden_size // config.num_heads
+
+
+def draw_ratios(loss: LossConfig, seed: int) -> Tensor:
+    """Mask ratios ``[tasks, SHARES]`` in fp64 of the tasks in `NAMES`."""
+    ratios = [MASK_RATIOS.get(task, UNIFORM) if loss.ratios == "beta" else UNIFORM for task in NAMES]
+    generator = torch.Generator().manual_seed(draw_seed(seed, "ratios"))
+    return torch.stack([draw_shares(SHARES, ratio, generator) for ratio in ratios])
+
+
+@contextmanager
+def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Have blocks compiled for a while: validation, whose shapes vary, would compile them again and again."""
+    for block in blocks:
+        block.compile(dynamic=False)
+    yield
+    for block in blocks:
+        block._compiled_call_impl = None
