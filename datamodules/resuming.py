@@ -77,6 +77,12 @@ class OrderedDataModule(L.LightningDataModule):
         self.workers, self.start_method = workers, start_method
         self.cursor = {"epoch": 0, "sample": 0}
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, unless the module does so itself."""
+        if getattr(self.trainer.lightning_module, "moves_batches", False):  # type: ignore[union-attr]
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def setup(self, stage: str) -> None:
         """Have the cursor moved by training."""
         callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])

@@ -85,6 +85,8 @@ class PlannerModule(Adaptable):
         seed: Seed of masks, noise and dropout.
     """
 
+    moves_batches = True  # what is packed of the samples goes to the device at once
+
     def __init__(
         self,
         tokenizer: str,
@@ -159,10 +161,6 @@ class PlannerModule(Adaptable):
         """Begin to gather losses, too."""
         super().on_train_start()
         self._trained = MeanTable(_NAMES, self.device)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave samples where they are: what is packed of them is moved at once."""
-        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One packed forward of the multimodal LLM for both losses."""
