@@ -25,6 +25,7 @@ class SaveSight(SavePlanner):
         batch = next(iter(module.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
         with torch.no_grad():
             seen = module.planner.see([v for sample in batch.samples for v in module.template(sample).visuals])
+        own = {name: tensor.clone() for name, tensor in module.planner.state_dict().items()}
         scale_embeddings(module.planner, 1 / seen.std().item())
         super().save(module, write)
-        scale_embeddings(module.planner, seen.std().item())
+        module.planner.load_state_dict(own)  # dividing again would round

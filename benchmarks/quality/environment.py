@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +40,19 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             facts[package] = "not installed"
     return facts
+
+
+def machines(scored: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """A line for each machine and day, with what was run there.
+
+    Args:
+        scored: Name and `environment` of each run.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, facts in scored:
+        device = facts["processor"] if facts["gpu"] == "none" else facts["gpu"]
+        found[f"{device}, torch {facts['torch']}, {facts['date'][:10]}"].append(name)
+    return [f"{machine}: {', '.join(sorted(names))}" for machine, names in found.items()]
 
 
 def _commit(root: Path) -> str:

@@ -20,7 +20,7 @@ from bernini.planner.recording import Recorded
 from bernini.planner.reveal import Order, reveal_counts, reveal_order, uncertainty
 from bernini.stacking import group
 
-RECORDED_FROM = 5  # planning steps: recording takes about as long as two of them, and halves each from the third on
+RECORDED_FROM = 5  # planning steps: the first is run and the second recorded, so that few have nothing to replay
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """Training steps as CUDA graphs: the losses of the same steps without graphs, of every step and seed."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
@@ -36,20 +34,6 @@ STEPS = 4
 def descent(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Steps in proportion to the gradient: Adam would make large ones of differences in rounding."""
     return torch.optim.SGD(parameters, lr=0.02)
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
-    """What graphs were made of."""
-    made: list[torch.nn.Module] = []
-    record: Callable[..., object] = torch.cuda.make_graphed_callables
-
-    def recorder(one: torch.nn.Module, *args: Any, **options: Any) -> object:
-        made.append(one)
-        return record(one, *args, **options)
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
-    return made
 
 
 def losses(

@@ -1,6 +1,5 @@
 """Planner training from a bank as CUDA graphs: the losses of the same steps without graphs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +75,6 @@ def losses(module: L.LightningModule, folder: Path, precision: Any) -> list[floa
         enable_model_summary=False,
     ).fit(module, Banked())
     return recorder.losses
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
-    """What graphs were made of."""
-    made: list[torch.nn.Module] = []
-    record: Callable[..., object] = torch.cuda.make_graphed_callables
-
-    def recorder(one: torch.nn.Module, *args: Any, **options: Any) -> object:
-        made.append(one)
-        return record(one, *args, **options)
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
-    return made
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager blocks", "compiled blocks"])

@@ -13,16 +13,18 @@ from benchmarks.quality.plans.exam import ANSWERED, PLANNED, Exam, Sheets
 from benchmarks.quality.plans.measuring import Truth, answer, load, measure, plan
 from bernini.errors import DataError
 from bernini.planner.planning import PlanningConfig
+from bernini.planner.reveal import Order
 
 PLANNER = "planner"  # folder of a run that SavePlanner writes
 COMPARED = ("t2v", "v2v", "r2v", "v2v/reason")
 """Categories that are planned in all ways; every category is planned in the usual one."""
 
 USUAL = PlanningConfig()
+ORDERS: tuple[Order, ...] = ("random", "confidence", "halton")
 WAYS: dict[str, dict[str, PlanningConfig]] = {
     "steps": {str(k): replace(USUAL, steps=k) for k in (1, 5, 10, 25, 50)},
     "flow steps": {str(n): replace(USUAL, flow_steps=n) for n in (1, 5, 10)},
-    "order": {name: replace(USUAL, order=name) for name in ("random", "confidence", "halton")},  # type: ignore[arg-type]
+    "order": {name: replace(USUAL, order=name) for name in ORDERS},
     "guidance": {"on": USUAL, "off": replace(USUAL, txt=1.0, img=1.0)},
 }
 """What is varied, one thing at a time."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.bootstrap import DRAWS, Estimate, estimate
+from benchmarks.quality.environment import machines
 from benchmarks.quality.planner_study.scoring import COMPARED, USUAL, WAYS, way
 from benchmarks.quality.plans.exam import ANSWERED, PLANNED
 from benchmarks.quality.plans.figures import METRICS, statistic
@@ -149,10 +150,16 @@ def _commands(records: Records) -> str:
     )
 
 
+def _scored(records: Records) -> str:
+    every = (run for runs in records.runs.values() for run in runs)
+    runs = [(f"{run['variant']} {run['seed']}", run["environment"]) for run in every]
+    return "\n".join(f"- {line}" for line in machines(runs))
+
+
 def page(records: Records) -> str:
     """The page, in Markdown."""
     exam, run = records.before["exam"], records.runs["beta"][0]
-    recipe, machine = run["recipe"], run["environment"]
+    recipe = run["recipe"]
     usual = f"{USUAL.steps} planning steps, {USUAL.flow_steps} flow steps, order {USUAL.order}, guidance txt "
     usual += f"{USUAL.txt:g} and img {USUAL.img:g}"
     told = "\n".join(f"- {_sentence(metric)}" for metric in METRICS)
@@ -210,8 +217,9 @@ Answers that greedy decoding gives rightly, word for word, before and after plan
 ## How it was made
 
 {recipe["steps"]:,} steps of {recipe["batch"]} samples from {recipe["samples"]:,}, peak learning rate
-{recipe["lr"]:g}; a moving average of the weights is scored. Scored on: {machine["processor"]}; GPUs: {machine["gpu"]};
-torch {machine["torch"]}; {machine["date"]}.
+{recipe["lr"]:g}; a moving average of the weights is scored. Scored on:
+
+{_scored(records)}
 
 ```
 {_commands(records)}

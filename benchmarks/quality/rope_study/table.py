@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality import bootstrap
 from benchmarks.quality.bootstrap import DRAWS, Estimate, Floats, mean_of
+from benchmarks.quality.environment import machines
 from benchmarks.quality.rope_study.items import BEYOND, COMPARED, TRAINED
 from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
@@ -188,15 +189,8 @@ def _training(records: Records) -> str:
     return markdown(["", "parameters", "last logged loss of each seed"], rows)
 
 
-def _machines(records: Records) -> list[str]:
-    """Where the runs were scored, and which ones there."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for run in records.runs:
-        facts = run["environment"]
-        device = facts["processor"] if facts["gpu"] == "none" else facts["gpu"]
-        machine = f"{device}, torch {facts['torch']}, {facts['date'][:10]}"
-        found[machine].append(f"{ENCODINGS[run['encoding']]} {run['seed']}")
-    return [f"{machine}: {', '.join(sorted(runs))}" for machine, runs in found.items()]
+def _scored(records: Records) -> list[tuple[str, dict[str, str]]]:
+    return [(f"{ENCODINGS[run['encoding']]} {run['seed']}", run["environment"]) for run in records.runs]
 
 
 def _commands(records: Records) -> str:
@@ -284,7 +278,7 @@ Copied: {METRICS["copied"]}.
 {data["width"]} x {data["height"]} pixels; AdamW with a peak learning rate of {recipe["lr"]:g}; a moving average of the
 weights is scored, with {run["sampling_steps"]} steps of UniPC. Scored on:
 
-{_bullets(_machines(records))}
+{_bullets(machines(_scored(records)))}
 
 {_training(records)}
 
