@@ -201,19 +201,22 @@ def join(stacks: Sequence[PlanStack]) -> PlanStack:
 
 def _to_bytes(visual: Visual) -> Tensor:
     """Patches ``[t, P, C]`` as the bytes that they were made of."""
-    mean, std = _statistics(visual.config, visual.patches)
+    mean, std = statistics(visual.config, visual.patches.device)
     patches = visual.patches.unflatten(1, (3, -1))
     return ((patches * std + mean) * 255).round().to(torch.uint8).flatten(1).unflatten(0, (visual.grid[0], -1))
 
 
-def to_patches(frames: Tensor, config: VisionConfig) -> Tensor:
-    """Patches ``[..., C]`` as `bernini.planner.vision.prepare` makes them, to the bit, from the bytes of a stack."""
-    values = frames.float().unflatten(-1, (3, -1)) / 255
-    mean, std = _statistics(config, values)
-    return ((values - mean) / std).flatten(-2)
+def statistics(config: VisionConfig, device: torch.device) -> Tensor:
+    """Mean and standard deviation of the channels, ``[2, 3, 1]``."""
+    return torch.tensor([config.mean, config.std], device=device)[..., None]
 
 
-def _statistics(config: VisionConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the channels, ``[3, 1]``."""
-    mean, std = (like.new_tensor(values).view(3, 1) for values in (config.mean, config.std))
-    return mean, std
+def to_patches(frames: Tensor, channels: Tensor) -> Tensor:
+    """Patches ``[..., C]`` as `bernini.planner.vision.prepare` makes them, to the bit, from the bytes of a stack.
+
+    Args:
+        frames: ``[..., C]`` uint8.
+        channels: Their `statistics`.
+    """
+    mean, std = channels
+    return ((frames.float().unflatten(-1, (3, -1)) / 255 - mean) / std).flatten(-2)

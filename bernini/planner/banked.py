@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bernini.attention import has_varlen
 from bernini.bank import Bank, Rows
 from bernini.errors import ConfigError
-from bernini.planner.bank import COINS, NAMES, PlanStack, to_patches
+from bernini.planner.bank import COINS, NAMES, PlanStack, statistics, to_patches
 from bernini.planner.flow_head import Draws
 from bernini.planner.masking import MASK_RATIOS, TEXT, UNIFORM, SourceAttention, draw_shares, visible
 from bernini.planner.mllm import run_text
@@ -63,11 +63,12 @@ class PlanPass(nn.Module):
         sources: SourceAttention,
     ) -> None:
         super().__init__()
-        self.planner, self._vision = planner, vision
+        self.planner = planner
         planner.vit_decoder.config.chunk = None  # chunks want tokens that all weigh alike
         self._stack, self._shares = stack, shares
         device = stack.task.device
         self._rates = torch.tensor(rates, device=device)
+        self._statistics = statistics(vision, device)  # here, as no graph records what comes from the host
         self._bits = 2 ** torch.arange(len(COINS), device=device)
         self._slots = torch.arange(stack.targets.shape[1], device=device)
         self._visible = torch.vmap(partial(visible, sources=sources))
@@ -158,7 +159,7 @@ class PlanPass(nn.Module):
 
     def _run_tower(self, frames: Tensor, arrangement: dict[str, Any]) -> Tensor:
         """ViT embeddings ``[n T, D]`` of frames ``[n, P, C]``: a clip's see each other as little as other images do."""
-        return self.planner.tower(to_patches(frames, self._vision).flatten(0, 1), **arrangement).pooler_output
+        return self.planner.tower(to_patches(frames, self._statistics).flatten(0, 1), **arrangement).pooler_output
 
     def _lay_out(self, frames: int) -> dict[str, Any]:
         grids, device = [(1, *self._stack.grid)] * frames, self._stack.task.device

@@ -13,7 +13,7 @@ from bernini.cli import main
 from bernini.conversation import Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError, DataError
-from bernini.planner.bank import COINS, NAMES, PlanStack, join, to_patches, write
+from bernini.planner.bank import COINS, NAMES, PlanStack, join, statistics, to_patches, write
 from bernini.planner.banked import SUMS, BankedPlannerModule, PlanPass, draw_ratios
 from bernini.planner.flow_head import Draws
 from bernini.planner.masking import MASK_RATIOS, TARGET
@@ -128,7 +128,7 @@ def test_frames_are_kept_to_the_bit(clip: bool) -> None:
     vision = module.template.vision
     expected = prepare(pixels.to(torch.uint8), clip, 16.0, vision).patches
     frames = write(sample, module.template).frames[: 2 if clip else 1]
-    assert torch.equal(to_patches(frames, vision).flatten(0, 1), expected)
+    assert torch.equal(to_patches(frames, statistics(vision, frames.device)).flatten(0, 1), expected)
 
 
 def test_what_is_hidden_and_dropped_has_the_asked_rates() -> None:

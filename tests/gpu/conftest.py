@@ -1,10 +1,17 @@
 """What GPU tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Each test compiles anew: torch gives up after so many shapes, those of other tests included."""
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture
