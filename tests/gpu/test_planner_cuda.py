@@ -115,7 +115,7 @@ def test_few_steps_are_not_recorded():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 8e-2)])
 def test_chunks_train_as_the_whole_does_in_less_memory(precision, tolerance, compiled, relative_error):
     found, peaks = [], []
     for chunk in (None, 512):
