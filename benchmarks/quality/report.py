@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-import av
 import jinja2
 
 from benchmarks.quality import chart
@@ -136,6 +135,8 @@ def embed(label: str, path: Path) -> Clip:
     Raises:
         DataError: The file is missing, cannot be decoded, or is of a kind that browsers do not show.
     """
+    import av
+
     suffix = Path(path).suffix.lower()
     if suffix not in MEDIA_TYPES:
         raise DataError("a report cannot show this kind of file", where=str(path), fix=f"use {', '.join(MEDIA_TYPES)}")
