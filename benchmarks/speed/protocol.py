@@ -45,27 +45,44 @@ class Timing:
         return cls(statistics.median(rounds), min(rounds), max(rounds))
 
 
-def sample(call: Call, device: torch.device) -> Sample:
-    """Time one call, from an idle device to an idle device."""
+QUEUE_CYCLES = 2_000_000  # about a millisecond, in which the host launches ahead
+
+
+def sample(call: Call, device: torch.device, repeats: int = 1) -> Sample:
+    """Time a call, from an idle device to an idle device.
+
+    Args:
+        call: What to time.
+        device: Where it runs.
+        repeats: How often it is called for one time. More than once is for calls that are shorter than their launches:
+            the device is kept busy until some are queued, and goes from one to the next.
+    """
     if device.type != "cuda":
         began = time.perf_counter()
-        call()
-        return Sample(1e3 * (time.perf_counter() - began), 0)
+        for _ in range(repeats):
+            call()
+        return Sample(1e3 * (time.perf_counter() - began) / repeats, 0)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     resident = torch.cuda.memory_allocated(device)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if repeats > 1:
+        torch.cuda._sleep(QUEUE_CYCLES)
     start.record()
-    call()
+    for _ in range(repeats):
+        call()
     end.record()
     end.synchronize()
-    return Sample(start.elapsed_time(end), torch.cuda.max_memory_allocated(device) - resident)
+    return Sample(start.elapsed_time(end) / repeats, torch.cuda.max_memory_allocated(device) - resident)
 
 
-def interleave(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, list[Sample]]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, device: torch.device, repeats: int = 1
+) -> dict[str, list[Sample]]:
     """Time every call once a round, in turn, so that heat and clocks weigh on all alike.
 
-    Every other round runs backwards: none always follows the same neighbour. Warm the calls up before.
+    Every other round runs backwards: none always follows the same neighbour. Warm the calls up before. ``repeats`` is
+    that of `sample`.
 
     Returns:
         Samples by name, in the order of the rounds.
@@ -74,7 +91,7 @@ def interleave(calls: Mapping[str, Call], rounds: int, device: torch.device) -> 
     names = list(calls)
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else names[::-1]:
-            samples[name].append(sample(calls[name], device))
+            samples[name].append(sample(calls[name], device, repeats))
     return samples
 
 

@@ -1,12 +1,26 @@
-"""The one call in which the DiT normalises and rotates queries and keys; faster kernels take their place behind it."""
+"""The one call in which the DiT normalises and rotates queries and keys, and the kernels behind it."""
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._triton import has_triton
 
-from bernini.rope.reference import rotate, sa3d_angles
+from bernini.errors import ConfigError, DataError
+from bernini.rope.build import load_library
+from bernini.rope.reference import THETA, axis_dims, rotate, sa3d_angles
+
+Kernel = Literal["fused", "compiled", "reference"]
+"""``fused``: one pass over memory, in CUDA. ``compiled``: the reference as one compiled graph."""
+
+VARIABLE = "BERNINI_ROPE"
+FUSED_HEADS = (16, 32, 64, 128)
+FUSED_WIDTH = 8192
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -14,28 +28,70 @@ class Segments:
     """What the rotation needs to know of a pack.
 
     Attributes:
-        table: ``[n, 5]`` float32 rows (token_start, T, H, W, source id), all that a fused kernel reads.
-        cos: ``[tokens, head_dim / 2]`` float32, made once per pack and shared by all layers of the reference.
-        sin: As ``cos``.
+        table: ``[n, 5]`` float32 rows (token_start, T, H, W, source id), all that the fused kernel reads.
+        offset: Number of the first token that is rotated, of a rank that holds a slice of the pack.
+        kernel: What rotates.
+        constants: What the kernel reads besides: `fused_frequencies`, or cosines and sines ``[tokens, head_dim / 2]``
+            in float32, made once per pack for all layers.
     """
 
     table: Tensor
-    cos: Tensor
-    sin: Tensor
+    offset: int
+    kernel: Kernel
+    constants: tuple[Tensor, ...]
 
 
-def prepare_segments(table: Tensor, tokens: int, head_dim: int) -> Segments:
+def prepare_segments(
+    table: Tensor, tokens: int, head_dim: int, offset: int = 0, kernel: Kernel | None = None
+) -> Segments:
     """Do once per pack what all layers share.
 
     Angles are float64 until their cosine is taken: float32 radians of positions near 1024 are off by 6e-5.
 
     Args:
         table: ``[n, 5]`` rows (token_start, T, H, W, source id).
-        tokens: Number of tokens in the pack.
+        tokens: Number of tokens to be rotated: those of the pack, or of a rank's slice of it.
         head_dim: Dimensions of a head.
+        offset: Number of the slice's first token in the pack.
+        kernel: What rotates; the best there is if null.
+
+    Raises:
+        ConfigError: The kernel cannot run here.
     """
-    angles = sa3d_angles(table, tokens, head_dim)
-    return Segments(table, angles.cos().float(), angles.sin().float())
+    kernel = kernel or choose_kernel(table.device, head_dim)
+    if kernel == "fused":
+        return Segments(table.float(), offset, kernel, (fused_frequencies(head_dim, table.device),))
+    angles = sa3d_angles(table, tokens, head_dim, offset)
+    return Segments(table, offset, kernel, (angles.cos().float(), angles.sin().float()))
+
+
+def choose_kernel(device: torch.device, head_dim: int) -> Kernel:
+    """The kernel that rotates on a device: the environment's ``BERNINI_ROPE``, or else the fastest that runs.
+
+    Raises:
+        ConfigError: The environment's choice is unknown or cannot run here.
+    """
+    asked = os.environ.get(VARIABLE, "auto")
+    if asked not in ("auto", *get_args(Kernel)):
+        kernels = ", ".join(get_args(Kernel))
+        raise ConfigError(f"unknown kernel {asked!r}", where=VARIABLE, fix=f"unset it, or use one of {kernels}")
+    if asked in ("compiled", "reference"):
+        return cast(Kernel, asked)
+    reason = why_not_fused(device, head_dim)
+    if not reason:
+        return "fused"
+    if asked == "fused":
+        raise ConfigError("the fused SA-3D RoPE op cannot run here", where=VARIABLE, why=reason, fix="unset it")
+    return "compiled" if device.type == "cuda" and has_triton() else "reference"
+
+
+def why_not_fused(device: torch.device, head_dim: int) -> str:
+    """What keeps the fused kernel from running, which may take a build to find out; empty if nothing does."""
+    if device.type != "cuda":
+        return f"it runs on CUDA, not on {device.type}"
+    if head_dim not in FUSED_HEADS:
+        return f"heads have {head_dim} dimensions, and it knows {', '.join(map(str, FUSED_HEADS))}"
+    return load_library()
 
 
 def full_width_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,27 +110,167 @@ def full_width_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def sa3d_qk_norm_rope(
-    q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, segments: Segments, eps: float
+    q: Tensor,
+    k: Tensor,
+    weight_q: Tensor | None,
+    weight_k: Tensor | None,
+    segments: Segments,
+    eps: float,
+    save_outputs: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm over the full width, then SA-3D RoPE, for queries and keys.
 
     The normalised value is rounded to the input's dtype before the rotation, as in Wan.
 
     Args:
-        q: ``[tokens, heads, head_dim]``.
+        q: ``[tokens, heads, head_dim]``; a view of a wider projection will do.
         k: As ``q``.
-        weight_q: ``[heads * head_dim]``.
+        weight_q: ``[heads * head_dim]``, fp32 or in the dtype of ``q``; null rotates alone.
         weight_k: As ``weight_q``.
         segments: The pack's segments.
         eps: Added to the mean square.
+        save_outputs: Have the fused kernel's backward start from the outputs, which attention keeps anyway, instead of
+            the inputs: 4 bytes a token and side are then all that it saves. Where a weight is zero, its gradient is.
 
     Returns:
         The rotated ``q`` and ``k``, shape and dtype as given.
+
+    Raises:
+        DataError: ``q``, ``k`` and weights do not fit each other.
+        ConfigError: The fused kernel does not know their dtype or width.
+    """
+    if segments.kernel == "fused":
+        _check(q, k, weight_q, weight_k, segments)
+        (frequencies,) = segments.constants
+        out_q, out_k, _ = torch.ops.bernini.sa3d_qk_norm_rope(
+            _rows(q),
+            _rows(k),
+            weight_q,
+            weight_k,
+            segments.table,
+            frequencies,
+            eps,
+            segments.offset,
+            False,
+            save_outputs,
+        )
+        return out_q, out_k
+    one = _compiled if segments.kernel == "compiled" else _normed_and_rotated
+    cos, sin = segments.constants
+    return one(q, weight_q, cos, sin, eps), one(k, weight_k, cos, sin, eps)
+
+
+def _normed_and_rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    normed = x if weight is None else full_width_norm(x.flatten(1), weight, eps).view_as(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return rotate(normed, cos, sin).to(x.dtype)
+
+
+_compiled = torch.compile(_normed_and_rotated, dynamic=True)
+
+
+# -- the fused kernel --------------------------------------------------------------------------------------------------
+
+torch.library.define(
+    "bernini::sa3d_qk_norm_rope",
+    "(Tensor q, Tensor k, Tensor? weight_q, Tensor? weight_k, Tensor segments, Tensor frequencies, float eps, "
+    "int offset, bool back, bool save_outputs) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "bernini::sa3d_qk_norm_rope_backward",
+    "(Tensor grad_q, Tensor grad_k, Tensor saved_q, Tensor saved_k, Tensor weight_q, Tensor weight_k, Tensor rstd, "
+    "Tensor segments, Tensor frequencies, int offset, bool outputs) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@lru_cache(maxsize=16)  # what comes from the host cannot be recorded in a CUDA graph
+def fused_frequencies(head_dim: int, device: torch.device) -> Tensor:
+    """Angles per position in half turns, ``[head_dim / 2, 4]``: of the pair's axis and of the source id.
+
+    Each is two floats whose sum is the float64 value, so that float32 arithmetic does.
     """
 
-    def one(x: Tensor, weight: Tensor) -> Tensor:
-        normed = full_width_norm(x.flatten(1), weight, eps).view_as(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return rotate(normed, segments.cos, segments.sin).to(x.dtype)
+    def half_turns(dim: int) -> Tensor:
+        return THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim) / torch.pi
 
-    return one(q, weight_q), one(k, weight_k)
+    columns = []
+    for exact in (torch.cat([half_turns(dim) for dim in axis_dims(head_dim)]), half_turns(head_dim)):
+        high = exact.float()
+        columns += [high, (exact - high.double()).float()]
+    return torch.stack(columns, dim=1).contiguous().to(device)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``x`` itself if the kernel can read its rows in vectors of 16 bytes, else a copy."""
+    lanes = 16 // x.element_size()
+    aligned = x.data_ptr() % 16 == 0 if not torch.compiler.is_compiling() else x.storage_offset() % lanes == 0
+    if x.stride(2) == 1 and x.stride(1) == x.shape[2] and x.stride(0) % lanes == 0 and aligned:
+        return x
+    return x.contiguous()
+
+
+def _check(q: Tensor, k: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, segments: Segments) -> None:
+    heads, head_dim = q.shape[1:]
+    width = heads * head_dim
+    if k.shape != q.shape or k.dtype != q.dtype or k.device != q.device or segments.table.device != q.device:
+        told = ", ".join(f"{x.dtype} {list(x.shape)} on {x.device}" for x in (q, k))
+        raise DataError("queries, keys and segments do not fit each other", why=f"{told}; {segments.table.device}")
+    if (weight_q is None) != (weight_k is None):
+        raise DataError("queries and keys have a norm both or neither")
+    for weight in (weight_q, weight_k):
+        if weight is not None and (weight.shape != (width,) or weight.dtype not in (torch.float32, q.dtype)):
+            raise DataError(
+                f"norm weights of {weight.dtype} {list(weight.shape)}",
+                why=f"rows are {width} wide and {q.dtype}, and weights of that type or float32",
+            )
+    if q.dtype not in FUSED_DTYPES or width > FUSED_WIDTH:
+        raise ConfigError(
+            f"the fused SA-3D RoPE op does not know {q.dtype} rows of {width}",
+            why=f"it knows float32, float16 and bfloat16, {FUSED_WIDTH} wide at most",
+            fix=f"{VARIABLE}=compiled",
+        )
+
+
+@torch.library.register_fake("bernini::sa3d_qk_norm_rope")
+def _fake_forward(q: Tensor, k: Tensor, weight_q: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rstd = q.new_empty((2, 0 if weight_q is None else q.shape[0]), dtype=torch.float32)
+    return q.new_empty(q.shape), k.new_empty(k.shape), rstd
+
+
+@torch.library.register_fake("bernini::sa3d_qk_norm_rope_backward")
+def _fake_backward(
+    grad_q: Tensor, grad_k: Tensor, saved_q: Tensor, saved_k: Tensor, weight_q: Tensor, weight_k: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        grad_q.new_empty(grad_q.shape),
+        grad_k.new_empty(grad_k.shape),
+        weight_q.new_empty(weight_q.shape),
+        weight_k.new_empty(weight_k.shape),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, weight_q, weight_k, segments, frequencies, ctx.eps, ctx.offset, ctx.back, ctx.outputs = inputs
+    out_q, out_k, rstd = output
+    ctx.mark_non_differentiable(rstd)
+    ctx.normed = weight_q is not None
+    rows = () if not ctx.normed else (out_q, out_k) if ctx.outputs else (q, k)
+    ctx.save_for_backward(segments, frequencies, rstd, weight_q, weight_k, *rows)
+
+
+def _differentiate(ctx: Any, grad_q: Tensor, grad_k: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    segments, frequencies, rstd, weight_q, weight_k, *saved = ctx.saved_tensors
+    grad_q, grad_k = _rows(grad_q), _rows(grad_k)
+    weights: tuple[Tensor | None, Tensor | None] = None, None
+    if ctx.normed:
+        dq, dk, *weights = torch.ops.bernini.sa3d_qk_norm_rope_backward(
+            grad_q, grad_k, *saved, weight_q, weight_k, rstd, segments, frequencies, ctx.offset, ctx.outputs
+        )
+    else:  # a rotation's gradient is turned back
+        dq, dk, _ = torch.ops.bernini.sa3d_qk_norm_rope(
+            grad_q, grad_k, None, None, segments, frequencies, ctx.eps, ctx.offset, not ctx.back, False
+        )
+    return dq, dk, *weights, None, None, None, None, None, None
+
+
+torch.library.register_autograd("bernini::sa3d_qk_norm_rope", _differentiate, setup_context=_save)

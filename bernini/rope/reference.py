@@ -21,18 +21,19 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def token_positions(segments: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+def token_positions(segments: Tensor, tokens: int, offset: int = 0) -> tuple[Tensor, Tensor]:
     """Position and source id of every token.
 
     Args:
         segments: ``[n, 5]`` rows (token_start, T, H, W, source id), sorted by start, the first start 0.
-        tokens: Number of tokens that the rows cover.
+        tokens: Number of tokens: all that the rows cover, or a slice of them.
+        offset: Number of the slice's first token.
 
     Returns:
         ``[tokens, 3]`` float64 positions (t, h, w) in patches, and ``[tokens]`` float64 source ids.
     """
     starts = segments[:, 0].long().contiguous()
-    token = torch.arange(tokens, device=segments.device)
+    token = torch.arange(offset, offset + tokens, device=segments.device)
     row = torch.searchsorted(starts, token, right=True) - 1
     height, width = segments[:, 2].long()[row], segments[:, 3].long()[row]
     local = token - starts[row]
@@ -40,18 +41,19 @@ def token_positions(segments: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     return position.double(), segments[:, 4].double()[row]
 
 
-def sa3d_angles(segments: Tensor, tokens: int, head_dim: int) -> Tensor:
+def sa3d_angles(segments: Tensor, tokens: int, head_dim: int, offset: int = 0) -> Tensor:
     """Rotation angles.
 
     Args:
         segments: ``[n, 5]`` rows (token_start, T, H, W, source id).
-        tokens: Number of tokens that the rows cover.
+        tokens: Number of tokens: all that the rows cover, or a slice of them.
         head_dim: Dimensions of a head, even.
+        offset: Number of the slice's first token.
 
     Returns:
         ``[tokens, head_dim / 2]`` float64, in radians.
     """
-    position, source_id = token_positions(segments, tokens)
+    position, source_id = token_positions(segments, tokens, offset)
 
     def frequencies(dim: int) -> Tensor:
         exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=segments.device) / dim

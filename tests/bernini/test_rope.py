@@ -1,12 +1,14 @@
 """SA-3D RoPE against published numbers, an independent complex formulation and the properties that define it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bernini.rope.op import Segments, prepare_segments, sa3d_qk_norm_rope
+from bernini.rope.op import prepare_segments, sa3d_qk_norm_rope
 from bernini.rope.reference import axis_dims, rotate, sa3d_angles
 
 HEAD = 128
@@ -91,8 +93,8 @@ def test_phase_of_source_one_covers_the_whole_head():
     k = [0, 1, 21, 22, 43, 63]
     cos = [0.540302306, 0.647905872, 0.998814547, 0.999110992, 0.999997892, 0.999999993]
     sin = [0.841470985, 0.761720408, 0.048677508, 0.042157153, 0.002053524, 0.000115478]
-    assert segments.cos[0, k].tolist() == pytest.approx(cos, abs=1e-6)
-    assert segments.sin[0, k].tolist() == pytest.approx(sin, abs=1e-6)
+    for found, expected in zip(segments.constants, (cos, sin), strict=True):
+        assert found[0, k].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_rotated_ones_are_the_published_ones():
@@ -146,9 +148,8 @@ def test_rotation_is_that_of_complex_exponentials(segments, dim):
     angles = sa3d_angles(rows, count, dim)
     assert np.abs(np.exp(1j * angles.numpy()) - expected).max() < 1e-9
     prepared = prepare_segments(rows.float(), count, dim)
-    assert np.abs(prepared.cos.double().numpy() - expected.real).max() < 1e-6
-    assert np.abs(prepared.sin.double().numpy() - expected.imag).max() < 1e-6
-    assert prepared.cos.dtype == prepared.sin.dtype == torch.float32
+    for found, part in zip(prepared.constants, (expected.real, expected.imag), strict=True):
+        assert np.abs(found.double().numpy() - part).max() < 1e-6 and found.dtype == torch.float32
 
 
 @settings(deadline=None, max_examples=40)
@@ -210,11 +211,12 @@ def test_op_gradients_are_those_of_the_complex_product(randn, relative_error):
 def test_op_rounds_the_norm_before_it_rotates(randn):
     rows, q, k, weight_q, weight_k = _op_inputs(randn, torch.bfloat16)
     segments = prepare_segments(rows, len(q), HEAD)
-    still = Segments(segments.table, torch.ones_like(segments.cos), torch.zeros_like(segments.sin))
+    cos, sin = segments.constants
+    still = replace(segments, constants=(torch.ones_like(cos), torch.zeros_like(sin)))
     normed, _ = sa3d_qk_norm_rope(q, k, weight_q, weight_k, still, 1e-6)
     found, _ = sa3d_qk_norm_rope(q, k, weight_q, weight_k, segments, 1e-6)
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, rotate(normed, segments.cos, segments.sin).bfloat16())
+    assert torch.equal(found, rotate(normed, cos, sin).bfloat16())
 
 
 @settings(deadline=None, max_examples=25)
