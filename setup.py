@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: with BERNINI_BUILD_CUDA=1 the CUDA op is built now, not on first use."""
+"""What pyproject.toml cannot say: with BERNINI_BUILD_CUDA=1 the CUDA op is built now, not on first use."""
 
 import os
 from pathlib import Path
