@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bernini.errors import ConfigError
-from bernini.flow.guidance import APG, Arm, Guide, Omegas, Sources, get_mode
+from bernini.flow.guidance import APG, Arm, Context, Guide, Omegas, Sources, check_mode, get_mode
 from bernini.flow.noise import add_noise
 from bernini.flow.solvers import SOLVERS, Solver, SolverName
 from bernini.renderer.experts import Experts
@@ -32,7 +32,7 @@ class SamplingConfig:
         solver: ``unipc`` or ``euler``.
         mode: Guidance mode; each task's own if null.
         omegas: Guidance weights.
-        apg: Projection of the ``*_apg`` modes.
+        apg: Projection in the space of clean latents, of the ``*_apg`` modes.
         frames: Length of clips that no source gives a size, 4k + 1.
         height: Their height in pixels.
         width: Their width in pixels.
@@ -61,7 +61,7 @@ class SamplingConfig:
         if self.steps < 1 or self.max_pack < 1:
             raise ConfigError("sampling.steps and sampling.max_pack must be at least 1")
         if self.mode is not None:
-            get_mode(self.mode)
+            check_mode(self.mode)
 
 
 @dataclass
@@ -84,8 +84,8 @@ class RenderRequest:
     Attributes:
         shape: ``(C, T, H, W)`` of the latent.
         sources: Conditions, in the order in which they are numbered.
-        positive: ``[rows, text_dim]`` text context.
-        negative: ``[rows, text_dim]`` context of the negative arms.
+        contexts: ``[rows, text_dim]`` for every context that the mode reads. Those without a plan are always there; one
+            with a plan makes it a request of the full model, whose modes are others.
         mode: Guidance mode.
         seed: Seed of the noise.
         truth: ``[C, T, H, W]`` the true latent; needed only to start below pure noise.
@@ -93,16 +93,21 @@ class RenderRequest:
 
     shape: tuple[int, int, int, int]
     sources: list[Source]
-    positive: Tensor
-    negative: Tensor
+    contexts: dict[Context, Tensor]
     mode: str
     seed: int
     truth: Tensor | None = None
 
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan."""
+        return any(context.plan for context in self.contexts)
+
     def noise(self) -> Tensor:
         """Initial noise, drawn on the CPU so that a seed means the same everywhere."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        return torch.randn((1, *self.shape), generator=generator)[0].to(self.positive.device)
+        device = next(iter(self.contexts.values())).device
+        return torch.randn((1, *self.shape), generator=generator)[0].to(device)
 
     def segments(self, sources: Sources, beyond_trained: BeyondTrained = "interpolate") -> list[Segment]:
         """Conditions that an arm sees, with their source ids.
@@ -138,14 +143,6 @@ class _Trajectory:
         """Conditions that an arm sees."""
         return self.request.segments(arm.sources, self.beyond_trained)
 
-    def distinct(self, low: bool) -> dict[tuple, list[Arm]]:
-        """Arms grouped by what the model would see: arms that differ in name only run once."""
-        groups: dict[tuple, list[Arm]] = {}
-        for arm in self.guide.arms(low):
-            seen = tuple((id(s.latent), s.source_id) for s in self.segments(arm))
-            groups.setdefault((seen, arm.text), []).append(arm)
-        return groups
-
 
 Progress = Callable[[int, int], None]
 
@@ -172,7 +169,8 @@ def render(
         ``[C, T, H, W]`` fp32 latent per request.
 
     Raises:
-        ConfigError: A lone low-noise expert was given no truth to start from.
+        ConfigError: A lone low-noise expert was given no truth to start from, or a mode needs a plan and there is none,
+            or has no use for the one that there is.
     """
     grid = SOLVERS[config.solver](config.steps, config.shift)
     first, last = _window(experts, grid.timesteps)
@@ -213,22 +211,26 @@ def _start(request: RenderRequest, config: SamplingConfig, first: int, sigma: fl
             )
         x = add_noise(request.truth.float(), x, sigma)
     solver = SOLVERS[config.solver](config.steps, config.shift, first)
-    guide = Guide(get_mode(request.mode), config.omegas, config.apg)
-    return _Trajectory(request, guide, solver, x, config.beyond_trained)
+
+    def seen(arm: Arm) -> tuple:
+        segments = request.segments(arm.sources, config.beyond_trained)
+        return arm.context, tuple((id(s.latent), s.source_id) for s in segments)
+
+    mode = get_mode(request.mode, request.planned).merged(seen)
+    return _Trajectory(request, Guide(mode, config.omegas, config.apg), solver, x, config.beyond_trained)
 
 
 def _predict(experts: Experts, trajectories: list[_Trajectory], timestep: int, low: bool, max_pack: int) -> None:
-    """Run every distinct arm of every trajectory once."""
+    """Run every arm of every trajectory once."""
     model = experts.at(timestep)
-    jobs = [(one, arms) for one in trajectories for arms in one.distinct(low).values()]
+    jobs = [(one, arm) for one in trajectories for arm in one.guide.arms(low)]
     for start in range(0, len(jobs), max_pack):
         part = jobs[start : start + max_pack]
-        packed = pack([_sample(one, arms[0], timestep) for one, arms in part], model.patch)
+        packed = pack([_sample(one, arm, timestep) for one, arm in part], model.patch)
         rows = model(packed)[packed.target_index].float().split(list(packed.target_lengths))
-        for (one, arms), out, cells in zip(part, rows, packed.target_grids, strict=True):
-            one.velocities.update(dict.fromkeys(arms, unpatchify(out, cells, model.patch)))
+        for (one, arm), out, cells in zip(part, rows, packed.target_grids, strict=True):
+            one.velocities[arm] = unpatchify(out, cells, model.patch)
 
 
 def _sample(one: _Trajectory, arm: Arm, timestep: int) -> PackedSample:
-    context = one.request.positive if arm.text == "positive" else one.request.negative
-    return PackedSample([*one.segments(arm), Segment(one.x, 0)], context, timestep)
+    return PackedSample([*one.segments(arm), Segment(one.x, 0)], one.request.contexts[arm.context], timestep)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bernini.errors import ConfigError
-from bernini.flow.guidance import APG, MODES, Arm, Guide, Omegas, decompose, get_mode
+from bernini.flow.guidance import APG, MODES, Arm, Context, Guide, Omegas, decompose, get_mode
 from bernini.flow.solvers import SOLVERS, UniPC
 from bernini.renderer.experts import Experts
 from bernini.renderer.packing import PackedSample, Segment, pack, unpatchify
@@ -18,7 +18,8 @@ SHAPE = (4, 1, 4, 4)
 def request(mode: str, draw, videos: int = 0, images: int = 0, seed: int = 0, **values) -> RenderRequest:
     sources = [Source(draw(4, 2, 4, 4), True) for _ in range(videos)]
     sources += [Source(draw(4, 1, 2, 4), False) for _ in range(images)]
-    return RenderRequest(SHAPE, sources, draw(3, 12), draw(2, 12), mode, seed, **values)
+    contexts = {Context("positive", False): draw(3, 12), Context("negative", False): draw(2, 12)}
+    return RenderRequest(SHAPE, sources, contexts, mode, seed, **values)
 
 
 @pytest.fixture
@@ -71,11 +72,11 @@ def test_arms_without_influence_are_not_run(vid, arms, tiny_model, randn, watch)
     config = SamplingConfig(steps=1, omegas=Omegas(vid=vid, img=0.0, txt=0.0))
     render(Experts(model, boundary=0.0), [request("rv2v", randn(0), 1, 1)], config)
     assert len(calls[0].token_lengths) == arms
-    assert get_mode("rv2v").arms(Omegas(0, 0, 0)) == [Arm("none", "negative")]
+    assert get_mode("rv2v", planned=False).arms(Omegas(0, 0, 0, 0)) == [Arm("none", "negative")]
 
 
 def test_weights_are_scaled_after_the_switch():
-    mode, draw = get_mode("rv2v"), torch.Generator().manual_seed(0)
+    mode, draw = get_mode("rv2v", planned=False), torch.Generator().manual_seed(0)
     guide = Guide(mode, Omegas(vid=4.0, img=3.0, txt=5.0, scale=0.5), APG())
     arms = guide.arms(low=False)
     assert len(arms) == 4 and guide.arms(low=True) == arms
@@ -106,7 +107,7 @@ def test_projection_clips_per_frame_and_damps_the_parallel_part(randn):
 
 def test_momentum_adds_earlier_differences(randn):
     draw, x = randn(0), torch.zeros(SHAPE)
-    mode = get_mode("t2v_apg")
+    mode = get_mode("t2v_apg", planned=False)
     guide = Guide(mode, Omegas(txt=1.0), APG(eta=1.0, threshold=1e9, momentum=0.5))
     start, better = guide.arms(low=False)
     steps = [{start: draw(SHAPE), better: draw(SHAPE)} for _ in range(2)]
@@ -193,7 +194,7 @@ def test_a_lone_high_expert_estimates_the_clean_latent_at_the_boundary(tiny_mode
 
 def unguided(model, one: RenderRequest, x, timestep):
     """Velocity of the negative text without sources."""
-    packed = pack([PackedSample([Segment(x, 0)], one.negative, timestep)], model.patch)
+    packed = pack([PackedSample([Segment(x, 0)], one.contexts[Context("negative", False)], timestep)], model.patch)
     with torch.no_grad():
         return unpatchify(model(packed), packed.target_grids[0], model.patch)
 
@@ -230,6 +231,24 @@ def test_bad_sampling_settings_are_refused():
     with pytest.raises(ConfigError, match="unknown guidance mode 'v2v_agp'") as caught:
         SamplingConfig(mode="v2v_agp")
     assert caught.value.fix == "did you mean 'v2v_apg'?"
+    assert SamplingConfig(mode="vae_txt_vit").mode  # of the full model: whether there is a plan shows later
     for values in ({"steps": 0}, {"max_pack": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             SamplingConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("mode", "planned", "said"),
+    [
+        ("vae_txt_vit_wapg", False, "'vae_txt_vit_wapg' needs a plan"),
+        ("rv2v", True, "'rv2v' has no use for a plan"),
+        ("rv2v_wagp", True, "unknown guidance mode 'rv2v_wagp'"),
+    ],
+)
+def test_modes_and_plans_have_to_fit(mode, planned, said, tiny_model, randn):
+    draw = randn(0)
+    one = request(mode, draw)
+    if planned:
+        one.contexts[Context("positive", True)] = draw(5, 12)
+    with pytest.raises(ConfigError, match=said):
+        render(Experts(tiny_model(), boundary=0.0), [one], SamplingConfig(steps=1))

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
-from bernini.flow.guidance import APG, Omegas
+from bernini.flow.guidance import APG, Context, Omegas
 from bernini.flow.solvers import UniPC
 from bernini.renderer.experts import Experts
 from bernini.renderer.packing import PackedSample, Segment, pack, unpatchify
@@ -69,15 +69,14 @@ def test_golden_sampling(run, goldens, golden_model, relative_error):
     request = RenderRequest(
         shape=(16, 3, 4, 6),
         sources=[Source(g[name], name.startswith("video")) for name in SOURCES[run]],
-        positive=g["pos"],
-        negative=g["neg"],
+        contexts={Context("positive", plan=False): g["pos"], Context("negative", plan=False): g["neg"]},
         mode=spec["guidance_mode"],
         seed=spec["seed"],
     )
     config = SamplingConfig(
         steps=spec["num_inference_steps"],
         shift=spec["flow_shift"],
-        omegas=Omegas(spec["omega_vid"], spec["omega_img"], spec["omega_txt"], spec["omega_scale"]),
+        omegas=Omegas(**{name: spec[f"omega_{name}"] for name in ("vid", "img", "txt", "scale")}),
         apg=APG(spec["eta"], spec["norm_threshold"][0], spec["momentum"]),
     )
     (latent,) = render(Experts(golden_model("high"), golden_model("low")), [request], config)
