@@ -140,7 +140,7 @@ class RendererModule(Adaptable):
             load_lora(self.renderer, self.lora.init_from)
         for model in self.renderer.models.values():
             if self.device_mesh is not None:
-                shard(model, model.blocks, self.device_mesh)
+                shard(model, model.blocks, self.device_mesh, methods=["keys_values"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
             if self.compile_blocks:
                 model.compile_repeated_blocks()
