@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -53,19 +53,19 @@ class Stage:
         cache: bool,
     ) -> None:
         self._model = model
+        # Samples that read one context lie side by side: they attend to it as one, and what a pack reads is one slice.
         readers = group(id(sample.context) for sample in samples)
-        # Neighbours that read one context attend to it as one, and the keys and values of a pack are one slice.
-        order = [place for own in readers for place in own]
-        contexts = [samples[own[0]].context for own in readers]
+        contexts = [samples[places[0]].context for places in readers]
         keys_values = model.keys_values(torch.cat(contexts)) if cache else None
-        first_rows = {id(context): start for context, start in zip(contexts, _starts(contexts), strict=True)}
+        rows = accumulate((len(context) for context in contexts), initial=0)
+        starts = dict(zip(map(id, contexts), rows, strict=False))
+        order = [place for places in readers for place in places]
         self._parts = []
         for places in _split(order, samples, model.patch, max_pack, max_tokens):
             own = [samples[place] for place in places]
-            packed = pack(own, model.patch)
-            kept = None
+            packed, kept = pack(own, model.patch), None
             if keys_values is not None:
-                kept = _keep(model, packed, own, keys_values, first_rows[id(own[0].context)])
+                kept = _keep(model, packed, own, keys_values, starts[id(own[0].context)])
             self._parts.append(_Part(places, packed, kept))
         self._forwards = most_of_ranks(len(self._parts), model)
 
@@ -89,11 +89,6 @@ class Stage:
             for place, own, cells in zip(part.places, rows, packed.target_grids, strict=True):
                 found[place] = unpatchify(own, cells, self._model.patch)
         return [found[place] for place in range(len(latents))]
-
-
-def _starts(contexts: Sequence[Tensor]) -> list[int]:
-    """First row of each context, laid end to end."""
-    return [sum(len(context) for context in contexts[:place]) for place in range(len(contexts))]
 
 
 def _split(
@@ -121,10 +116,9 @@ def _keep(
 ) -> Kept:
     """Rotation, and the rows of all contexts from ``start`` on that the samples read, in their order."""
     pairs = []
-    runs = groupby(zip(samples, packed.token_lengths, strict=True), lambda one: id(one[0].context))
-    for _, run in runs:
-        own = list(run)
-        pairs.append((sum(tokens for _, tokens in own), len(own[0][0].context)))
+    for _, readers in groupby(zip(samples, packed.token_lengths, strict=True), lambda reader: id(reader[0].context)):
+        (sample, *_), tokens = zip(*readers, strict=True)
+        pairs.append((sum(tokens), len(sample.context)))
     end = start + sum(rows for _, rows in pairs)
     lengths = Lengths.of(pairs, packed.context.device) if len(pairs) > 1 else None
     return Kept(model.rotation(packed), [(k[start:end], v[start:end]) for k, v in keys_values], lengths)
