@@ -1,5 +1,6 @@
 """Attention over packed samples, through one function with a choice of backend."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -36,6 +37,14 @@ class Lengths:
     pairs: tuple[tuple[int, int], ...]
     q_starts: Tensor
     k_starts: Tensor
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]], device: torch.device | str) -> "Lengths":
+        """Lengths from their pairs alone."""
+        starts = (
+            torch.tensor([0, *accumulate(own)], dtype=torch.int32, device=device) for own in zip(*pairs, strict=True)
+        )
+        return cls(tuple(pairs), *starts)
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -91,7 +91,7 @@ def guidance(task: str, config: SamplingConfig) -> str:
 
 def sampling_facts(config: SamplingConfig, tasks: Sequence[str]) -> dict[str, Any]:
     """What a manifest says of the sampling: all that matters, and the guidance mode of each task."""
-    unused = ("frames", "height", "width", "mode", "max_pack")
+    unused = ("frames", "height", "width", "mode", "max_pack", "max_tokens", "cache")
     settings = {name: value for name, value in asdict(config).items() if name not in unused}
     return {**settings, "guidance": {task: guidance(task, config) for task in tasks}}
 

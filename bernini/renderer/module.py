@@ -13,6 +13,7 @@ from bernini.attention import AttentionBackend
 from bernini.conversation import Batch, Conversation, Media, Message
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
+from bernini.flow.guidance import Context
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
@@ -139,7 +140,7 @@ class RendererModule(Adaptable):
             load_lora(self.renderer, self.lora.init_from)
         for model in self.renderer.models.values():
             if self.device_mesh is not None:
-                shard(model, model.blocks, self.device_mesh)
+                shard(model, model.blocks, self.device_mesh, methods=["keys_values"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
             if self.compile_blocks:
                 model.compile_repeated_blocks()
@@ -359,7 +360,8 @@ class RendererModule(Adaptable):
         sources = [Source(x, m.is_video) for m, x in latents if not m.is_target]
         truth = next((x for m, x in latents if m.is_target), None)
         mode = self.sampling.mode or conversation.spec.guidance
-        return RenderRequest(self._latent_shape(conversation), sources, positive, negative, mode, seed, truth)
+        contexts = {Context("positive", plan=False): positive, Context("negative", plan=False): negative}
+        return RenderRequest(self._latent_shape(conversation), sources, contexts, mode, seed, truth)
 
     def _latent_shape(self, conversation: Conversation) -> tuple[int, int, int, int]:
         """``(C, T, H, W)`` of what is to be sampled: as the target, else as the source to be edited, else as set."""

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import make_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bernini.attention import packed_attention, resolve_backend
+from bernini.attention import Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError, DataError
 from bernini.renderer.packing import (
     PackedSample,
@@ -119,7 +118,7 @@ def test_grouped_attention_is_attention_per_sample(lengths, randn):
         expected.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[k_start : k_start + k_length]))
         q_start, k_start = q_start + q_length, k_start + k_length
     for backend in ("native", "math"):
-        torch.testing.assert_close(packed_attention(q, k, v, make_lengths(lengths), backend), torch.cat(expected))
+        torch.testing.assert_close(packed_attention(q, k, v, Lengths.of(lengths, "cpu"), backend), torch.cat(expected))
         if len(lengths) == 1:
             torch.testing.assert_close(packed_attention(q, k, v, None, backend), expected[0])
 
