@@ -61,8 +61,8 @@ def by_frame(conversations: Sequence[Conversation], render: Render, propagate: s
     """Edit the first frame of clips, and ask for the clips to follow it.
 
     Args:
-        conversations: Edits of one source clip each and nothing else, with pixels ``[3, T, H, W]`` uint8; explicit ones,
-            as a frame alone does not tell what moves.
+        conversations: Edits of one source clip each and nothing else, with pixels ``[3, T, H, W]`` uint8; explicit
+            ones, as a frame alone does not tell what moves.
         render: Makes images of i2i requests, in their order, ``[3, 1, h, w]`` uint8 each.
         propagate: What the clips are asked for with.
 

@@ -27,24 +27,24 @@ from bernini.reasoning import instruction
 
 FRAMES = 3  # of a clip, from the first to the last
 EDGE = 512  # longest of an image that is sent, in pixels
-MOST_BYTES = 2**18  # of a reply
+MOST_BYTES = 2**17  # of a reply
 PASSING = (408, 409, 425, 429)  # statuses besides 5xx after which it is worth asking again
 
 _MAKE = "You rewrite requests for {what} into prompts for a generator."
 _CHANGE = (
-    "You rewrite instructions for editing {what} into prompts for an editing model. First say exactly what changes, and "
-    "which thing it is, by its looks, so that nobody has to guess or to reason; then describe the result in full. "
+    "You rewrite instructions for editing {what} into prompts for an editing model. First say exactly what changes, "
+    "and which thing it is, by its looks, so that nobody has to guess or to reason; then describe the result in full. "
     "Whatever the instruction does not mention stays, and is not to be described as changed."
 )
 _REFERENCES = (
-    " The images that come with it are references: say of each thing whose looks they give which image it is in, by the "
-    "image's name, and describe it only as far as the image shows it."
+    " The images that come with it are references: say of each thing whose looks they give which image it is in, by "
+    "the image's name, and describe it only as far as the image shows it."
 )
 _MOTION = " Say what moves, where to and how, and what the camera does."
 _FORM = (
     " Answer with the prompt alone: one paragraph of plain English, at most 200 words, without quotes, headings or "
-    "comments. Keep names, numbers, and text that is to be seen, word for word. Call images and videos by the names that "
-    "they have here, such as image0; there are no others."
+    "comments. Keep names, numbers, and text that is to be seen, word for word. Call images and videos by the names "
+    "that they have here, such as image0; there are no others."
 )
 
 _SYSTEM = {
@@ -91,7 +91,7 @@ class RewriterConfig:
                 "the rewriter's url cannot be used",
                 where="rewriter.url",
                 why="it is the root of the interface, without a user, a key or anything behind a question mark",
-                fix="give it like http://localhost:8000/v1, and name the variable with the key in rewriter.key_variable",
+                fix="give it like http://localhost:8000/v1; rewriter.key_variable names the variable with the key",
             )
         if not self.model or self.timeout <= 0 or self.retries < 0 or self.wait < 0:
             why = "there is a model, the timeout is above 0, and retries and wait are at least 0"

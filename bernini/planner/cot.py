@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -95,7 +96,9 @@ def answer(
     config = config or WritingConfig()
     if model.training:
         raise ConfigError(
-            "writing with a planner in training mode", why="dropout would be on", fix="call .eval() first"
+            "writing with a planner in training mode",
+            why="dropout would be on, and gradient checkpointing would drop the cache",
+            fix="call .eval() first",
         )
     if not conversations:
         return []
@@ -112,7 +115,8 @@ def answer(
         drawn += [_Drawn(seeds or [42] * len(streams))]
     stops = {template.im_end, template.tokenizer.eos_token_id} - {None}
     # The text model sees sources causally, as it does whatever precedes a plan; so 2-D masks are all it takes.
-    said = model.mllm.generate(
+    mllm: Any = model.mllm  # `generate` is typed for a protocol
+    said: Tensor = mllm.generate(
         inputs_embeds=embeds,
         position_ids=positions,
         attention_mask=known.long(),
@@ -129,7 +133,8 @@ def answer(
 
 def _read(ids: list[int], stops: set[int], template: PlannerTemplate) -> Answer:
     end = next((place for place, token in enumerate(ids) if token in stops), None)
-    return Answer(template.tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
+    text = cast(str, template.tokenizer.decode(ids[:end], skip_special_tokens=True))
+    return Answer(text.strip(), end is not None)
 
 
 def rewrite(

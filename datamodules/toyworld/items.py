@@ -228,7 +228,7 @@ def make_item(
     Returns:
         Source videos, source images, prompt, target, pixels ``[3, T, height, width]`` uint8, clips at 16 fps.
         ``info["truth"]`` is what `judge` compares with. A reasoning edit has ``info["explicit"]`` too, the instruction
-        without any need to reason; of the kind ``cot`` it has the reasoning, a ``cot_text`` with loss, behind the prompt.
+        without any need to reason; of the kind ``cot`` it has the reasoning behind the prompt: ``cot_text`` with loss.
 
     Raises:
         ConfigError: An argument is out of range, or the task has none of the edit kinds.

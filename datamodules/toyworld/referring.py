@@ -52,9 +52,9 @@ def by_reasoning(scene: Scene, number: int) -> dict[str, dict[str, str]]:
         number: The thing's number in it, 0 or 1.
 
     Returns:
-        By kind of `REASONINGS`, phrases such as ``the thing that does not move``, ``the larger thing``, ``the thing that
-        is not red`` and ``the thing left of the blue ring``, each with the attribute to look at; none where a kind does
-        not tell the two apart.
+        By kind of `REASONINGS`, phrases such as ``the thing that does not move``, ``the larger thing``, ``the thing
+        that is not red`` and ``the thing left of the blue ring``, each with the attribute to look at; none where a kind
+        does not tell the two apart.
     """
     thing, other = scene.things[number], scene.things[1 - number]
     moves, other_moves = thing.motion != "still", other.motion != "still"
