@@ -29,6 +29,10 @@ FRAMES = 3  # of a clip, from the first to the last
 EDGE = 512  # longest of an image that is sent, in pixels
 MOST_BYTES = 2**17  # of a reply
 PASSING = (408, 409, 425, 429)  # statuses besides 5xx after which it is worth asking again
+FIXES = {
+    **dict.fromkeys((401, 403), "check the key, and rewriter.key_variable, which names the variable that holds it"),
+    404: "check the rewriter's url, which ends before /chat/completions, and model",
+}
 
 _MAKE = "You rewrite requests for {what} into prompts for a generator."
 _CHANGE = (
@@ -188,11 +192,7 @@ class Rewriter:
                 f"the rewriter refused with status {status}",
                 where=self._where(conversation),
                 why=self._said(content),
-                fix={
-                    401: "check the key, and rewriter.key_variable, which names the variable that holds it",
-                    403: "check the key, and rewriter.key_variable, which names the variable that holds it",
-                    404: "check the rewriter's url, which ends before /chat/completions, and model",
-                }.get(status, "check the rewriter's url and model, and whether the model takes images"),
+                fix=FIXES.get(status, "check the rewriter's url and model, and whether the model takes images"),
             )
         return bytes(content)
 
