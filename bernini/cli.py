@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; the process's own if not given.
 
     Returns:
-        The exit code: 0 on success, 78 for a bad configuration, 77 for bad data, 65 for bad weights, 130 and 143 after
-        SIGINT and SIGTERM, else 1.
+        The exit code: 0 on success, 78 for a bad configuration, 77 for bad data, 65 for bad weights, 69 for a service
+        that fails, 130 and 143 after SIGINT and SIGTERM, else 1.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args

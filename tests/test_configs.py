@@ -25,7 +25,7 @@ FILES = sorted(
 CONTENTS: dict[Path, dict[str, Any]] = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RUNS = [file for file, content in CONTENTS.items() if "seed_everything" in content]
 BANKED = ROOT / "configs" / "toy" / "banked.yaml"
-PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner")]
+PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner", "cot")]
 OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
 
@@ -94,6 +94,16 @@ def test_planner_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhe
     for part in ("model", "data"):
         assert trained[part]["class_path"] == asked[part]["class_path"]
     assert {name.name for name in elsewhere.glob("runs/*/planner/*")} == {"bernini", "mllm"}
+
+
+def test_thinking_is_a_fifth_of_the_planners_mix() -> None:
+    planner, cot = (CONTENTS[ROOT / "configs" / "toy" / f"{stem}.yaml"] for stem in ("planner", "cot"))
+    parts = cot["data"]["init_args"]["tasks"]
+    thinking = {task: part for task, part in parts.items() if task.endswith("/cot")}
+    assert sum(thinking.values()) / sum(parts.values()) == pytest.approx(0.2)
+    assert parts.items() - thinking.items() == planner["data"]["init_args"]["tasks"].items()
+    planned, thought = (content["model"]["init_args"] for content in (planner, cot))
+    assert {key for key in thought if thought[key] != planned.get(key)} == {"init_from", "lr_scheduler"}
 
 
 @pytest.mark.parametrize("file", OVERLAYS, ids=name)

@@ -17,7 +17,7 @@ from bernini.planner.flow_head import Draws
 from bernini.planner.masking import MASK_RATIOS, TEXT, UNIFORM, SourceAttention, draw_shares, visible
 from bernini.planner.mllm import run_text
 from bernini.planner.model import PlannerModel
-from bernini.planner.module import LossConfig, PlannerModule
+from bernini.planner.module import LossConfig, PlannerModule, whole_text
 from bernini.planner.template import IGNORED
 from bernini.planner.tower import layout
 from bernini.planner.vision import VisionConfig
@@ -231,7 +231,7 @@ class BankedPlannerModule(PlannerModule):
         """Hand the sums of all tasks over to the table of means."""
         sums = dict(zip(SUMS, self._sums.T, strict=True))
         for name, (value, count) in MEANS.items():
-            rows = [(name, f"visual_{task}") if name == "visual" and task in TASKS else (name,) for task in NAMES]
+            rows = [_names(name, task) for task in NAMES]
             self._trained.add(sums[value], rows, sums[count].tolist())
         self._sums = torch.zeros_like(self._sums)
         # The progress bar waits for what it shows, so that it gets no more than the loggers.
@@ -271,6 +271,13 @@ class BankedPlannerModule(PlannerModule):
     def _head_dim(self) -> int:
         config = self.planner.tower.config
         return config.hidden_size // config.num_heads
+
+
+def _names(mean: str, task: str) -> tuple[str, ...]:
+    """Names under which a mean of `MEANS` is logged for a task."""
+    if mean == "answers":
+        return (whole_text(task),)
+    return (mean, f"visual_{task}") if mean == "visual" and task in TASKS else (mean,)
 
 
 def draw_ratios(loss: LossConfig, seed: int) -> Tensor:

@@ -225,14 +225,15 @@ class PlannerModel(nn.Module):
         if cond.target_grid is None:
             raise DataError("a plan without a target", fix="ask for an image or a clip")
         sources = bool((cond.token_type == SOURCE).any())
-        made = {name: self._stream(s) for name, s in streams.items() if sources or name != "imgcond"}
+        made = {name: self.stream(s) for name, s in streams.items() if sources or name != "imgcond"}
         return PlanRequest(**made, seed=seed, grid=cond.target_grid)
 
     def planner(self) -> Planner:
         """Makes plans with these weights."""
         return Planner(self.text, self.connector, self.vit_decoder)
 
-    def _stream(self, sample: PlannerSample) -> Stream:
+    def stream(self, sample: PlannerSample) -> Stream:
+        """A sequence as the text model takes it: ViT embeddings for sources, the mask token for the target."""
         device = self.mask_tokens.device
         kind = sample.token_type.to(device)
         shown = sample.visuals[: int(sample.segment_id[sample.token_type == SOURCE].unique().numel())]

@@ -27,11 +27,12 @@ from bernini.planner.planning import Plan, PlanningConfig
 from bernini.planner.template import IGNORED, PlannerSample, PlannerTemplate, pack
 from bernini.planner.validation import PlanMeter, PlanValidation, right_tokens, true_target
 from bernini.planner.vision import TargetSize, VisionConfig
+from bernini.reasoning import unfold
 from bernini.seeds import draw_seed
 from bernini.sharding import data_rank, shard
-from bernini.tasks import TASKS
+from bernini.tasks import TASKS, UNDERSTANDING
 
-_NAMES = ["visual", "ntp", "accuracy", "answers", *(f"visual_{task}" for task in TASKS)]
+_NAMES = ["visual", "ntp", "accuracy", "answers", "thoughts", *(f"visual_{task}" for task in TASKS)]
 
 
 @dataclass
@@ -186,7 +187,7 @@ class PlannerModule(Adaptable):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The losses, and plans of the first samples, under masks and noise that are the same at every validation."""
         self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
-        if self.plans and (chosen := self.plans.choose(batch.samples)):
+        if self.plans and (chosen := self.plans.choose([part for s in batch.samples for part in unfold(s)])):
             made = self.plan(chosen, [draw_seed(self.seed, "plan", s.key) % 2**32 for s in chosen])
             visuals = [true_target(s, self.template.vision) for s in chosen]
             self.plans.add(chosen, [plan.embeds for plan in made], visuals, self.planner.see(visuals))
@@ -224,7 +225,8 @@ class PlannerModule(Adaptable):
         The visual loss is the mean over all hidden tokens of the batch, the next-token loss that over all labels.
 
         Args:
-            samples: Conversations with visual targets or texts to learn, of any tasks and sizes.
+            samples: Conversations with visual targets or texts to learn, of any tasks and sizes; with both, see
+                `unfold`.
             keys: What the randomness of each sample depends on, besides the seed.
             train: Whether conditions are dropped.
 
@@ -232,7 +234,8 @@ class PlannerModule(Adaptable):
             The weighted sum of both losses, and means of its parts. The mean of this sum over ranks, and so that of its
             gradients, is the loss of all their samples in one batch.
         """
-        seeds = [draw_seed(self.seed, *key) for key in keys]
+        parts = [(part, key) for s, key in zip(samples, keys, strict=True) for part in unfold(s)]
+        samples, seeds = [part for part, _ in parts], [draw_seed(self.seed, *key) for _, key in parts]
         hosts = [torch.Generator().manual_seed(seed) for seed in seeds]
         if train:
             samples = [self.dropout.apply(s, host) if s.targets else s for s, host in zip(samples, hosts, strict=True)]
@@ -275,7 +278,7 @@ class PlannerModule(Adaptable):
             ),
             (ntp.detach().split(list(labelled)), [("ntp",)] * len(samples)),
             (right, [("accuracy",)] * len(samples)),
-            ([own.all().expand(min(len(own), 1)) for own in right], [("answers",)] * len(samples)),
+            ([own.all().expand(min(len(own), 1)) for own in right], [(whole_text(s.task),) for s in samples]),
         ):
             sums = torch.stack([own.sum(dtype=torch.float32) for own in parts])
             counted = [_counted(s, *own) for s, own in zip(samples, names, strict=True)]
@@ -304,6 +307,11 @@ class PlannerModule(Adaptable):
         plans = self.planner.planner().plan(requests, self.planning)
         self.planner.train(was_training)
         return plans
+
+
+def whole_text(task: str) -> str:
+    """Under which name texts of a task are counted that are right from end to end."""
+    return "answers" if task in UNDERSTANDING else "thoughts"
 
 
 def _counted(sample: Conversation, *rows: str) -> tuple[str, ...]:

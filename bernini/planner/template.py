@@ -209,7 +209,8 @@ class PlannerTemplate:
 
         Args:
             conversation: Sources with pixels, text, and the answer. If it has none, the target is what the task makes.
-                ``special_token`` messages are passed over.
+                ``special_token`` messages are passed over. Beside a target, reasoning is text that is given, as
+                released; `bernini.reasoning.unfold` makes what learns it.
             size: Size of a target that nothing else gives one.
 
         Returns:
@@ -222,6 +223,21 @@ class PlannerTemplate:
         chat = not conversation.targets and any(m.has_loss and _is_text(m) for m in conversation.messages)
         conversation = conversation if chat else _with_target(conversation)
         return self._write(conversation, self._items(conversation, size, chat), chat)
+
+    def question(self, conversation: Conversation) -> PlannerSample:
+        """Write what a chat says before its answer, up to the place where the answer begins.
+
+        Args:
+            conversation: Sources with pixels, and text. What is learned is passed over, an answer or a target.
+
+        Returns:
+            The beginning of the chat in which the answer would be learned, without labels.
+
+        Raises:
+            DataError: As when the chat is called with.
+        """
+        given = replace(conversation, messages=[m for m in conversation.messages if not m.has_loss])
+        return self._write(given, self._items(given, None, chat=True), chat=True, asks=True)
 
     def streams(
         self, conversation: Conversation, negative: str = "", size: TargetSize | None = None
@@ -300,7 +316,12 @@ class PlannerTemplate:
             yield Run(number, (t, h // merge, w // merge), message.is_video, message.is_target, visual)
 
     def _write(
-        self, conversation: Conversation, items: Sequence[Item], chat: bool = False, clean: bool = False
+        self,
+        conversation: Conversation,
+        items: Sequence[Item],
+        chat: bool = False,
+        clean: bool = False,
+        asks: bool = False,
     ) -> PlannerSample:
         task = TASKS.get(conversation.task)
         system: Item = ("system", task.planner_sentence if task else DEFAULT_SENTENCE)
@@ -316,12 +337,15 @@ class PlannerTemplate:
         def write_text(tokens: Sequence[int], learned: bool = False) -> None:
             write(len(tokens), tokens, learned)
 
+        def begin(role: str) -> None:
+            write_text([self.im_start, *_encode(self.tokenizer, f"{role}\n")])
+
         for role, turn in groupby([system, *items], key=lambda item: item[0]):
             content = _content((x for _, x in turn), clean)
             if not content:
                 continue
             answer = chat and role == "assistant"
-            write_text([self.im_start, *_encode(self.tokenizer, f"{role}\n")])
+            begin(role)
             for part in content:
                 if isinstance(part, str):
                     write_text(_encode(self.tokenizer, part), answer)
@@ -332,6 +356,8 @@ class PlannerTemplate:
             if chat:
                 write_text([self.im_end], answer)
                 write_text(_encode(self.tokenizer, "\n"))
+        if asks:
+            begin("assistant")
         return self._sample(conversation, runs, ids, labels)
 
     def _sample(

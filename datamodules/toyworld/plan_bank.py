@@ -10,6 +10,7 @@ from bernini.bank import Bank
 from bernini.planner.bank import PlanStack, join, write
 from bernini.planner.module import PlannerModule
 from bernini.planner.template import PlannerTemplate
+from bernini.reasoning import unfold
 from datamodules.loading import Loader
 from datamodules.order import Request
 from datamodules.toyworld.bank import check_alone, in_parts, rows_loader
@@ -28,7 +29,8 @@ class Sheets(Dataset[PlanStack]):
         self.world, self.template = world, template
 
     def __getitem__(self, request: Request) -> PlanStack:
-        return join([write(self.world[number], self.template) for number in request.samples])
+        parts = (part for number in request.samples for part in unfold(self.world[number]))
+        return join([write(part, self.template) for part in parts])
 
 
 class ToyPlanBankDataModule(ToyWorldDataModule):

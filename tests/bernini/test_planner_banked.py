@@ -216,3 +216,13 @@ def test_kept_samples_serve_a_second_fit_unless_they_are_of_another_world(
     given = str(tmp_path / "second" / "given.yaml")
     assert main(["fit", "-c", given, "--data.file", str(tmp_path / "bank.safetensors"), "--data.length", "54"]) == 77
     assert "holds other samples" in capsys.readouterr().err
+
+
+def test_a_bank_holds_both_halves_of_samples_with_reasoning(tmp_path: Path) -> None:
+    config = banked_config(tmp_path, 4)
+    config["data"]["init_args"]["tasks"] = {"v2v/cot": 1}
+    fit(config)
+    for stage in ("train", "val"):
+        names = {name for row in logged_rows(tmp_path, stage) for name in row}
+        assert {f"{stage}/{name}" for name in ("visual_v2v", "ntp", "accuracy", "thoughts")} <= names
+        assert f"{stage}/answers" not in names
