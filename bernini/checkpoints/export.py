@@ -139,7 +139,8 @@ def _no_model(model: Path) -> CheckpointError:
         "no diffusers model here",
         where=str(model),
         why="neither transformer/ nor transformer_2/ in it holds a config.json",
-        fix="give the folder of a Wan or Bernini-R model, or the model/ of a run that trained all weights",
+        fix="give the folder of a Wan or Bernini-R model, or the model/ of a run that trained all weights; "
+        "`bernini export model --to renderer` makes one of other layouts",
     )
 
 
