@@ -16,7 +16,7 @@ from bernini.pretrained import shapes
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 MODELS = {part.name: part for part in (TRANSFORMER, TRANSFORMER_2, TEXT_ENCODER, VAE, PLANNER)}
-FOLDERS = {"tokenizer": TOKENIZER, "scheduler": ("scheduler",), "mllm": ("mllm",)}
+FOLDERS = {"tokenizer": TOKENIZER, "scheduler": ("scheduler",)}
 """What is copied as it is, and where layouts keep it."""
 
 
@@ -64,10 +64,7 @@ def gather(sources: Sequence[Path], wanted: Collection[str], optional: Collectio
         CheckpointError: A part is not there, damaged, or does not fit its configuration or the other parts.
     """
     models = {name: part for name in wanted if name in MODELS and (part := _find(sources, MODELS[name]))}
-    copied = (
-        (name, first_of(source, FOLDERS[name])) for source in reversed(sources) for name in wanted & FOLDERS.keys()
-    )
-    folders = {name: folder for name, folder in copied if folder}
+    folders = {name: folder for name in wanted if name in FOLDERS and (folder := _first(sources, FOLDERS[name]))}
     if missing := [name for name in wanted if name not in {*models, *folders, *optional}]:
         name = missing[0]
         places = [place.folder for place in MODELS[name].places] if name in MODELS else FOLDERS[name]
@@ -79,6 +76,11 @@ def gather(sources: Sequence[Path], wanted: Collection[str], optional: Collectio
         )
     _check_together(models)
     return Gathered(models, folders, sources)
+
+
+def _first(sources: Sequence[Path], names: tuple[str, ...]) -> Path | None:
+    """The first folder of one of these names."""
+    return next((folder for source in sources if (folder := first_of(source, names))), None)
 
 
 def _find(sources: Sequence[Path], part: Part) -> Found | None:

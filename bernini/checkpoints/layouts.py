@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from bernini.checkpoints.gathering import Found, Gathered, gather
+from bernini.checkpoints.gathering import MODELS, Gathered, gather
 from bernini.checkpoints.parts import BERNINI, EXPERTS, RELEASED, expert_boundary, read_json
 from bernini.checkpoints.streaming import write_sharded
+from bernini.errors import CheckpointError
 from bernini.files import appearing
 from bernini.planner.model import PlannerConfig, shaped
 from bernini.planner.settings import FILE as SETTINGS
@@ -18,10 +19,10 @@ from bernini.planner.settings import PlannerSettings
 Layout = Literal["released", "diffusers", "renderer", "planner"]
 RENDERER = ("transformer", "transformer_2", "text_encoder", "vae", "tokenizer", "scheduler")
 PARTS: dict[Layout, tuple[str, ...]] = {
-    "released": (*RENDERER, "planner", "mllm"),
-    "diffusers": (*RENDERER, "planner", "mllm"),
+    "released": (*RENDERER, "planner"),
+    "diffusers": (*RENDERER, "planner"),
     "renderer": RENDERER,
-    "planner": ("planner", "mllm"),
+    "planner": ("planner",),
 }
 """What each layout is made of: the whole model as released, the whole one with a folder for each part, or one half."""
 
@@ -37,14 +38,16 @@ def export_model(sources: list[Path], to: Layout, out: Path, dtype: torch.dtype 
 
     Raises:
         ConfigError: ``out`` exists.
-        CheckpointError: A part is missing or damaged, or does not fit its configuration or the others.
+        CheckpointError: A part is missing or damaged, or does not fit its configuration or the others; or the disk
+            does not take the folder.
     """
     model = gather(sources, PARTS[to], optional=() if to == "released" else ("transformer_2",))
-    with appearing(out) as folder:
-        if to == "released":
-            _write_released(model, folder, dtype)
-        else:
-            _write_folders(model, folder, dtype)
+    try:
+        with appearing(out) as folder:
+            (_write_released if to == "released" else _write_folders)(model, folder, dtype)
+    except OSError as error:
+        fix = "make room, or give another --out; nothing of it was left behind"
+        raise CheckpointError("the model cannot be written", where=str(out), why=str(error), fix=fix) from error
     print(out)
 
 
@@ -54,8 +57,8 @@ def _write_released(model: Gathered, out: Path, dtype: torch.dtype | None) -> No
     write_sharded(out / BERNINI, "model", tensors, dtype)
     for name in EXPERTS:
         shutil.copyfile(model.models[name].config, out / f"{name}_config.json")
-    _write_part(model.models["text_encoder"], out / "t5_text_encoder", "model", dtype)
-    _write_part(model.models["vae"], out / "vae", "diffusion_pytorch_model", None)
+    _write_part(model, "text_encoder", out / "t5_text_encoder", dtype)
+    _write_part(model, "vae", out / "vae", dtype)
     _copy_folder(model.folders["tokenizer"], out / "t5_tokenizer")
     _copy_folder(model.folders["scheduler"], out / "scheduler")
     _copy_planner_files(model, out)
@@ -64,23 +67,21 @@ def _write_released(model: Gathered, out: Path, dtype: torch.dtype | None) -> No
 
 
 def _write_folders(model: Gathered, out: Path, dtype: torch.dtype | None) -> None:
-    for name in (*EXPERTS, "vae", "text_encoder"):
-        if found := model.models.get(name):
-            stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-            _write_part(found, out / name, stem, None if name == "vae" else dtype)
-    for name in ("tokenizer", "scheduler"):
-        if name in model.folders:
-            _copy_folder(model.folders[name], out / name)
+    for name in model.models.keys() - {"planner"}:
+        _write_part(model, name, out / name, dtype)
+    for name, folder in model.folders.items():
+        _copy_folder(folder, out / name)
     if "transformer" in model.models:
         _write_json(out / "model_index.json", _model_index(model))
-    if found := model.models.get("planner"):
-        write_sharded(out / BERNINI, "model", found.tensors, dtype)
+    if "planner" in model.models:
+        write_sharded(out / BERNINI, "model", model.models["planner"].tensors, dtype)
         _copy_planner_files(model, out)
 
 
-def _write_part(part: Found, folder: Path, stem: str, dtype: torch.dtype | None) -> None:
-    write_sharded(folder, stem, part.tensors, dtype)
-    shutil.copyfile(part.config, folder / "config.json")
+def _write_part(model: Gathered, name: str, folder: Path, dtype: torch.dtype | None) -> None:
+    found = model.models[name]
+    write_sharded(folder, MODELS[name].stem, found.tensors, None if name == "vae" else dtype)
+    shutil.copyfile(found.config, folder / "config.json")
 
 
 def _copy_folder(source: Path, target: Path) -> None:
@@ -90,8 +91,8 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 def _copy_planner_files(model: Gathered, out: Path) -> None:
     """What belongs to a planner besides weights: the multimodal LLM's files, its settings and the full model's own."""
-    _copy_folder(model.folders["mllm"], out / "mllm")
     root = model.models["planner"].source
+    _copy_folder(model.models["planner"].config.parent, out / "mllm")
     if (settings := root / BERNINI / SETTINGS).is_file():
         shutil.copyfile(settings, out / BERNINI / SETTINGS)
     if (config := root / "config.json").is_file() and read_json(config).get("model_type") == "bernini":
@@ -104,19 +105,27 @@ def _write_json(path: Path, told: dict[str, Any]) -> None:
 
 def _model_index(model: Gathered) -> dict[str, Any]:
     """What diffusers' ``WanPipeline`` reads: the class of each part, and where the experts meet."""
-    tokenizer = read_json(model.folders["tokenizer"] / "tokenizer_config.json")
-    scheduler = read_json(model.folders["scheduler"] / "scheduler_config.json")
     both = "transformer_2" in model.models
     return {
         "_class_name": "WanPipeline",
         "boundary_ratio": expert_boundary(*model.sources) if both else None,
-        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "scheduler": ["diffusers", _class_name(model.folders["scheduler"] / "scheduler_config.json", "_class_name")],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", tokenizer["tokenizer_class"]],
+        "tokenizer": [
+            "transformers",
+            _class_name(model.folders["tokenizer"] / "tokenizer_config.json", "tokenizer_class"),
+        ],
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "transformer_2": ["diffusers", "WanTransformer3DModel"] if both else [None, None],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
+
+
+def _class_name(config: Path, key: str) -> str:
+    name = read_json(config).get(key)
+    if not isinstance(name, str):
+        raise CheckpointError("a configuration does not say what it is for", where=f"{config}, {key}")
+    return name
 
 
 def _bernini_config(model: Gathered) -> dict[str, Any]:

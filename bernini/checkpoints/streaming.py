@@ -1,5 +1,6 @@
 """Writing safetensors straight from other safetensors: whatever their size, a few megabytes are held at a time."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -107,7 +108,9 @@ def _extents(file: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
     while begin < end:
         try:
             begin = os.lseek(file, begin, os.SEEK_DATA)
-        except OSError:  # there is no data behind
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the filesystem cannot tell, else there is no data behind
+                yield begin, end
             return
         if begin < end:
             hole = min(os.lseek(file, begin, os.SEEK_HOLE), end)

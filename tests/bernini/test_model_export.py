@@ -1,6 +1,7 @@
 """`bernini export model`, and models read from every layout: the same weights, the same outputs, or a clear refusal."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,19 @@ def test_separate_experts_take_the_rest_from_their_base(
     same(weights(tmp_path / "out" / "text_encoder"), weights(renderer / "text_encoder"))
 
 
+def test_each_part_comes_from_the_first_folder_that_has_it(full: Path, planner: Path, tmp_path: Path) -> None:
+    trained = load_transformer(full, "low")
+    with torch.no_grad():
+        trained.proj_out.bias.add_(1)
+    trained.save_pretrained(tmp_path / "run" / "transformer_2")
+    shutil.copytree(TOKENIZER, tmp_path / "run" / "mllm")  # a tokenizer alone, as a family without a planner has it
+    export(tmp_path / "run", full, "--to", "released", "--out", tmp_path / "out")
+    expected = weights(full / "bernini")
+    expected["diff_dec_low.transformer_2.proj_out.bias"] += 1
+    same(weights(tmp_path / "out" / "bernini"), expected)
+    same(load_planner(tmp_path / "out").state_dict(), load_planner(planner).state_dict())
+
+
 def test_a_model_of_one_expert_stays_one(renderer: Path, tmp_path: Path) -> None:
     shutil.copytree(renderer, tmp_path / "single", ignore=shutil.ignore_patterns("transformer_2"))
     export(tmp_path / "single", "--to", "renderer", "--out", tmp_path / "out")
@@ -332,6 +346,7 @@ def edit(**more: Any) -> Callable[[Path], None]:
         ("t5_text_encoder/config.json", edit(d_ff=17), ("text encoder", "misshapen")),
         ("mllm/config.json", lambda path: path.write_text("{"), ("planner's configuration cannot be used", "mllm")),
         ("t5_tokenizer", shutil.rmtree, ("no tokenizer here", "t5_tokenizer")),
+        ("scheduler/scheduler_config.json", edit(_class_name=None), ("does not say what it is for", "scheduler")),
     ],
 )
 def test_configurations_that_do_not_fit_are_named(
@@ -339,9 +354,20 @@ def test_configurations_that_do_not_fit_are_named(
 ) -> None:
     folder = shutil.copytree(full, tmp_path / "full")
     change(folder / file)
-    message = fails(CheckpointError.exit_code, folder, "--to", "released", "--out", tmp_path / "out")
+    message = fails(CheckpointError.exit_code, folder, "--to", "diffusers", "--out", tmp_path / "out")
     assert all(part in message for part in told), message
     assert names(tmp_path) == ["full"]
+
+
+def test_a_full_disk_leaves_nothing(full: Path, fails: Callable[..., str], tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a disk does that has no room for more
+    try:
+        message = fails(CheckpointError.exit_code, full, "--to", "renderer", "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in message and "make room" in message
+    assert names(tmp_path) == []
 
 
 def test_parts_of_different_models_are_refused(
