@@ -89,13 +89,21 @@ def read_folder(folder: Path, begin: tuple[str, ...] = ("",)) -> dict[str, Store
         the folder is not there, or has no such weights.
 
     Raises:
-        CheckpointError: A file is not there or damaged, or an index and its shards do not agree.
+        CheckpointError: A file is not there or damaged, weights are there twice, or an index and its shards do not
+            agree.
     """
     found: dict[str, StoredTensor] = {}
     for stem in STEMS:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if index.is_file():
             shards = _weight_map(index)
+            if single.is_file() and single.name not in shards.values():
+                raise CheckpointError(
+                    "weights are there twice",
+                    where=str(folder),
+                    why=f"{single.name} is not among the files of {index.name}",
+                    fix="remove the ones that are not wanted",
+                )
             asked = {file for name, file in shards.items() if name.removeprefix(AVERAGE).startswith(begin)}
             for file in sorted(asked):
                 found |= _shard(index, file, {name for name, other in shards.items() if other == file})

@@ -128,6 +128,7 @@ def test_damaged_files_are_named(damage, tmp_path: Path) -> None:
         ('{"weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}', "do not agree", "b is in the index"),
         ('{"weight_map": {"b": "model.safetensors"}}', "do not agree", "2 tensors"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "cannot be read", "have to lie beside it"),
+        ('{"weight_map": {"a": "other.safetensors"}}', "there twice", "model.safetensors is not among"),
         ('{"weight_map": 3}', "cannot be read", "index.json"),
         ("{", "cannot be read", "index.json"),
     ],
