@@ -15,7 +15,7 @@ LIGHTNING_VERBS = {
 }
 OTHER_VERBS = {
     "prepare": ("datamodules.prepare", "turn clips into shards"),
-    "export": ("bernini.checkpoints.export", "write LoRAs and merged models for diffusers and ComfyUI"),
+    "export": ("bernini.checkpoints.export", "write models and LoRAs in the layouts of Bernini, diffusers and ComfyUI"),
     "bench": ("benchmarks.bench", "score a model on a benchmark"),
     "demo": ("benchmarks.demo", "train, edit and score a tiny renderer on the CPU"),
 }

@@ -68,7 +68,8 @@ class PlannerModule(Adaptable):
 
     Args:
         tokenizer: Folder of Qwen2.5-VL's tokenizer.
-        init_from: Bernini folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
+        init_from: Bernini folder with weights to start from, or that of a Qwen2.5-VL, beside which the rest is drawn.
+            To continue a run, pass ``--ckpt_path`` instead.
         mllm: Shape of a multimodal LLM that starts from random weights.
         planner: Shape of the rest; of ``init_from`` the shapes are the weights', and flow_shift and batch_mul these.
         vision: How pixels become patches.

@@ -67,7 +67,8 @@ class RendererModule(Adaptable):
         vae: Folder of the frozen VAE.
         expert: Noise levels to train: ``high`` or ``low`` of two experts, ``single`` for a model without experts, or
             ``both`` experts at once, each with its own noise.
-        init_from: Diffusers folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
+        init_from: Diffusers or released folder with weights to start from. To continue a run, pass ``--ckpt_path``
+            instead.
         architecture: Shape of a model that starts from random weights.
         text: Where text features come from.
         noise: How timesteps are drawn.
