@@ -9,6 +9,20 @@ from bernini.flow.guidance import Context
 from bernini.planner.planning import Plan
 
 
+def check_widths(planner: int, renderer: int) -> None:
+    """Compare the rows of a planner's connector with the text features of a renderer.
+
+    Raises:
+        ConfigError: They differ in width.
+    """
+    if planner != renderer:
+        raise ConfigError(
+            "the planner and the renderer do not fit",
+            why=f"the planner's connector makes rows of {planner} channels, the renderer takes {renderer}",
+            fix="use parts of one family; a planner from scratch needs planner.gen_dim as wide as the text features",
+        )
+
+
 def join_context(text: Tensor, rows: Tensor, at_least: int = 0) -> Tensor:
     """Put a text and rows of the planner into one context.
 
@@ -27,13 +41,7 @@ def join_context(text: Tensor, rows: Tensor, at_least: int = 0) -> Tensor:
     Raises:
         ConfigError: Text and planner differ in width.
     """
-    if text.shape[-1] != rows.shape[-1]:
-        raise ConfigError(
-            "the planner and the renderer do not fit",
-            why=f"the planner's connector makes rows of {rows.shape[-1]} channels, the renderer's text features have "
-            f"{text.shape[-1]}",
-            fix="use parts of one family; a planner from scratch needs planner.gen_dim as wide as the text features",
-        )
+    check_widths(rows.shape[-1], text.shape[-1])
     joined = torch.cat([text.float(), rows.float()])
     return pad(joined, (0, 0, 0, max(0, at_least - len(joined))))
 

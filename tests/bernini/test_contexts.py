@@ -37,4 +37,4 @@ def test_the_four_contexts_have_their_released_rows(randn) -> None:
 def test_parts_that_do_not_fit_are_named(randn) -> None:
     with pytest.raises(ConfigError, match="do not fit") as error:
         join_context(randn(0)(3, 6), randn(1)(4, 8))
-    assert "rows of 8 channels" in str(error.value) and "have 6" in str(error.value)
+    assert "rows of 8 channels" in str(error.value) and "takes 6" in str(error.value)
