@@ -11,6 +11,7 @@ from torch.distributed import get_rank
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bernini.errors import CheckpointError, ConfigError
+from bernini.optimizing import ConfiguredOptimizer
 
 
 def _local(x: Tensor) -> Tensor:
@@ -122,7 +123,8 @@ class EMA(L.Callback):
 
 
 def _trained(pl_module: L.LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]
+    assert isinstance(pl_module, ConfiguredOptimizer)
+    return list(pl_module.named_trainable().items())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Literal
 import lightning as L
 import torch
 
+from bernini.cotraining.module import CoTrainingModule
 from bernini.planner.model import MLLM, save_planner
 from bernini.planner.module import PlannerModule
 from bernini.planner.settings import PlannerSettings
@@ -50,8 +51,8 @@ class SaveRenderer(SaveWeights):
 
     def save(self, module: L.LightningModule, write: bool) -> None:
         """Write each expert that was trained."""
-        assert isinstance(module, RendererModule)
-        if module.lora:
+        assert isinstance(module, RendererModule | CoTrainingModule)
+        if isinstance(module, RendererModule) and module.lora:
             save_lora(module.renderer, self.folder, write)
             return
         for name, model in module.renderer.models.items():
@@ -75,7 +76,7 @@ class SavePlanner(SaveWeights):
 
     def save(self, module: L.LightningModule, write: bool) -> None:
         """Write the planner, its configuration, settings and tokenizer."""
-        assert isinstance(module, PlannerModule)
+        assert isinstance(module, PlannerModule | CoTrainingModule)
         save_planner(module.planner, self.folder, self.dtype, write)
         if write:
             PlannerSettings(module.config.flow_shift, module.template.vision).save(self.folder)

@@ -42,7 +42,7 @@ def make_planner(**more: Any) -> PlannerModule:
     """A tiny planner module with its weights, outside of a run."""
     given = {"tokenizer": TOKENIZER, "vision": VisionConfig(**VISION), **more}
     if "init_from" not in given:
-        given |= {"mllm": MLLMConfig(TEXT, TOWER), "planner": PlannerConfig(**ADDED)}
+        given = {"mllm": MLLMConfig(TEXT, TOWER), "planner": PlannerConfig(**ADDED), **given}
     module = PlannerModule(**given)
     module.configure_model()
     return module

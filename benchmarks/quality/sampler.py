@@ -13,9 +13,11 @@ from benchmarks.quality.interface import Item
 from bernini.checkpoints.export import gather_loras
 from bernini.checkpoints.lora import fold, lora_files
 from bernini.conversation import Conversation, Message
+from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import CheckpointError, DataError
 from bernini.renderer.experts import FOLDERS, Experts
-from bernini.renderer.module import RendererModule, TextConfig
+from bernini.renderer.frozen import TextConfig
+from bernini.renderer.module import RendererModule
 from bernini.renderer.sampling import SamplingConfig
 from bernini.stacking import map_stacked
 from bernini.tasks import get_task
@@ -30,10 +32,10 @@ class Renderer:
     """Samples with a renderer; but for rounding, no output depends on what else is in its batch.
 
     Attributes:
-        module: The renderer. Sizes come from the targets.
+        module: The renderer, with or without a planner. Sizes come from the targets.
     """
 
-    module: RendererModule
+    module: RendererModule | CoTrainingModule
 
     def __call__(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Tensor]:
         """Sample.
@@ -84,16 +86,17 @@ def pixels_of(message: Message) -> Tensor:
     return message.media.pixels
 
 
-def guidance(task: str, config: SamplingConfig) -> str:
-    """Guidance mode of a task: the one that is set, else the task's own."""
-    return config.mode or get_task(task).guidance
+def guidance(task: str, config: SamplingConfig, planned: bool = False) -> str:
+    """Guidance mode of a task, with a plan or without: the one that is set, else the task's own."""
+    spec = get_task(task)
+    return config.mode or (spec.planned_guidance if planned else spec.guidance)
 
 
-def sampling_facts(config: SamplingConfig, tasks: Sequence[str]) -> dict[str, Any]:
+def sampling_facts(config: SamplingConfig, tasks: Sequence[str], planned: bool = False) -> dict[str, Any]:
     """What a manifest says of the sampling: all that matters, and the guidance mode of each task."""
     unused = ("frames", "height", "width", "mode", "max_pack", "max_tokens", "cache")
     settings = {name: value for name, value in asdict(config).items() if name not in unused}
-    return {**settings, "guidance": {task: guidance(task, config) for task in tasks}}
+    return {**settings, "guidance": {task: guidance(task, config, planned) for task in tasks}}
 
 
 def load_renderer(

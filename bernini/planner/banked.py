@@ -14,10 +14,11 @@ from bernini.bank import Bank, Rows
 from bernini.errors import ConfigError
 from bernini.planner.bank import COINS, NAMES, PlanStack, statistics, to_patches
 from bernini.planner.flow_head import Draws
+from bernini.planner.learning import LossConfig, whole_text
 from bernini.planner.masking import MASK_RATIOS, TEXT, UNIFORM, SourceAttention, draw_shares, visible
 from bernini.planner.mllm import run_text
 from bernini.planner.model import PlannerModel
-from bernini.planner.module import LossConfig, PlannerModule, whole_text
+from bernini.planner.module import PlannerModule
 from bernini.planner.template import IGNORED
 from bernini.planner.tower import layout
 from bernini.planner.vision import VisionConfig

@@ -60,6 +60,22 @@ class PlannerConfig:
     mask_tokens: int = 4096
 
 
+class Telling(NamedTuple):
+    """What a forward tells the renderer.
+
+    Attributes:
+        told: Bool ``[n]``, tokens whose hidden states become rows of the renderer's context.
+        plans: Bool ``[n]``, k target tokens that do not show their features alone.
+        levels: ``[k]`` how far each of them is on the way from its features, 0, to ``values``, 1.
+        values: ``[k, D]``.
+    """
+
+    told: Tensor
+    plans: Tensor
+    levels: Tensor
+    values: Tensor
+
+
 class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the tensors that backward starts from
     """What a forward leaves for the losses.
 
@@ -68,12 +84,14 @@ class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the te
         logits: ``[m, V]`` next-token logits in front of the m labelled tokens.
         labels: ``[m]`` those tokens.
         visual: ``[k]`` flow loss of the k hidden tokens, fp32; null where none was asked for.
+        rows: ``[r, G]`` rows of the renderer's context, of the r tokens that it is told; null likewise.
     """
 
     hidden: Tensor
     logits: Tensor
     labels: Tensor
     visual: Tensor | None
+    rows: Tensor | None = None
 
 
 class PlannerModel(nn.Module):
@@ -181,8 +199,9 @@ class PlannerModel(nn.Module):
         masked: Tensor | None = None,
         draws: Draws | None = None,
         sources: SourceAttention = "causal",
+        telling: Telling | None = None,
     ) -> PlannerOutput:
-        """One pass over packed samples, up to the flow head's loss.
+        """One pass over packed samples, up to the flow head's loss and the renderer's context.
 
         All that is trained runs in every pass, on no token if need be: ranks that share weights or gradients stay in
         step whatever their samples are, and each parameter has a gradient.
@@ -193,10 +212,16 @@ class PlannerModel(nn.Module):
             masked: Bool ``[n]``, target tokens that are hidden behind the mask token; all others show their features.
             draws: Timesteps and noises of the k hidden tokens, for their loss.
             sources: Attention among the tokens of a source.
+            telling: What the renderer is told.
         """
         features = self.see(pack.visuals) if features is None else features
         visual = (pack.token_type == SOURCE) | (pack.token_type == TARGET)
-        embeds = embed_inputs(self.embedding, pack.ids, visual, features, masked, self.mask_tokens[0, 0])
+        shown = features
+        if telling is not None and len(telling.values):
+            at, values = telling.plans[visual], telling.values.to(features.dtype)
+            shown = features.clone()
+            shown[at] = torch.lerp(features[at], values, telling.levels[:, None].to(features.dtype))
+        embeds = embed_inputs(self.embedding, pack.ids, visual, shown, masked, self.mask_tokens[0, 0])
         block = embeds.device.type == "cuda" and self.text.config._attn_implementation == ATTENTION
         mask = (block_mask if block else visible)(pack.token_type, pack.segment_id, pack.sample, sources)
         states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=True)
@@ -208,7 +233,8 @@ class PlannerModel(nn.Module):
         if masked is not None and draws is not None:
             truth = features.detach()[masked[visual]]
             loss = self.vit_decoder.loss(self.connector.for_vit(hidden[masked]), truth, draws)
-        return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss)
+        rows = None if telling is None else self.connector.for_gen(hidden[telling.told])
+        return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss, rows)
 
     def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
         """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.

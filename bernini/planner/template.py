@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bernini.conversation import Conversation, Message
-from bernini.errors import ConfigError, DataError
+from bernini.errors import CheckpointError, ConfigError, DataError
 from bernini.planner.masking import SOURCE, TARGET, TEXT
 from bernini.planner.vision import Grid, TargetSize, VisionConfig, Visual, look_at, target_grid
 from bernini.tasks import DEFAULT_SENTENCE, MANY, TASKS
@@ -200,6 +201,20 @@ class PlannerTemplate:
         self.im_start, self.im_end = self._special("im_start"), self._special("im_end")
         self.vision_start, self.vision_end = self._special("vision_start"), self._special("vision_end")
         self.image_pad, self.video_pad = self._special("image_pad"), self._special("video_pad")
+
+    @classmethod
+    def from_pretrained(cls, tokenizer: str, vision: VisionConfig | None = None) -> "PlannerTemplate":
+        """Read a tokenizer's folder.
+
+        Raises:
+            CheckpointError: It holds none.
+            ConfigError: The tokenizer lacks one of Qwen's special tokens.
+        """
+        if not (Path(tokenizer) / "tokenizer_config.json").is_file():
+            raise CheckpointError(
+                "no tokenizer here", where=tokenizer, fix="point at a folder of Qwen2.5-VL's tokenizer"
+            )
+        return cls(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), vision)
 
     def __call__(self, conversation: Conversation, size: TargetSize | None = None) -> PlannerSample:
         """Write a sample: a visual to plan or, where the answer is a text with loss, a chat.

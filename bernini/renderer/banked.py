@@ -13,6 +13,7 @@ from bernini.bank import Bank, Rows
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, add_noise, velocity_losses
 from bernini.renderer.bank import Stack
+from bernini.renderer.experts import experts_of
 from bernini.renderer.module import RendererModule
 from bernini.renderer.packing import Pack, PackedSample, Segment, pack, patchify, target_patches
 from bernini.renderer.transformer import PackedWanTransformer3DModel
@@ -210,7 +211,7 @@ class BankedRendererModule(RendererModule):
         return {"loss": means.mean(), **{name: torch.cat(own).mean() for name, own in parts.items()}}
 
     def _record(self, name: str, bank: Bank[Stack]) -> Callable[[Tensor], Tensor]:
-        model, expert = self.renderer.models[name], self._experts()[name] or "single"
+        model, expert = self.renderer.models[name], experts_of(self.expert)[name]
         cuda = self.device.type == "cuda"
         if cuda and torch.is_autocast_enabled("cuda") and model.attention == "auto":
             model.attention = "varlen"  # one call for all of many short samples

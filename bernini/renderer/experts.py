@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,15 @@ from bernini.renderer.segments import SegmentEncoding
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 FOLDERS = {"high": "transformer", "single": "transformer", "low": "transformer_2"}
+
+Choice = Literal["high", "low", "single", "both"]
+"""Which experts a renderer has: one of two, the only one of a model without experts, or both."""
+
+
+def experts_of(choice: Choice) -> dict[str, Expert]:
+    """The experts of a choice, by the names of their transformers."""
+    chosen: tuple[Expert, ...] = ("high", "low") if choice == "both" else (choice,)
+    return {FOLDERS[expert]: expert for expert in chosen}
 
 
 @dataclass

@@ -16,8 +16,9 @@ from bernini.errors import ConfigError, DataError
 from bernini.planner.bank import COINS, NAMES, PlanStack, join, statistics, to_patches, write
 from bernini.planner.banked import SUMS, BankedPlannerModule, PlanPass, draw_ratios
 from bernini.planner.flow_head import Draws
+from bernini.planner.learning import LossConfig, hide, weigh
 from bernini.planner.masking import MASK_RATIOS, TARGET
-from bernini.planner.module import LossConfig, PlannerModule
+from bernini.planner.module import PlannerModule
 from bernini.planner.template import IGNORED, PlannerSample, pack
 from bernini.planner.vision import prepare
 from datamodules.toyworld import make_item, make_question
@@ -77,12 +78,14 @@ def test_a_batch_has_the_loss_of_its_samples_packed(train_vit: bool, sources: An
     kept = [dropped(sample, code) for sample, code in zip(SAMPLES, CODES.tolist(), strict=True)]
     written = [module.template(sample) for sample in kept]
     generator = torch.Generator().manual_seed(0)
-    masked = [module._hide(s, w.token_type, generator) for s, w in zip(kept, written, strict=True)]
+    masked = [hide(s, w, module.loss.ratios, generator) for s, w in zip(kept, written, strict=True)]
     counts = [int(own.sum()) for own in masked]
     draws = module.planner.vit_decoder.draw(sum(counts), generator)
     output = module.planner(pack(written), masked=torch.cat(masked), draws=draws, sources=sources)
     labelled = [int((w.labels != IGNORED).sum()) for w in written]
-    loss, table = module._weigh(output, kept, counts, labelled)
+    table = module.empty_table()
+    ntp_mean, visual_mean = weigh(output, kept, counts, labelled, table)
+    loss = 0.3 * ntp_mean + 2.0 * visual_mean
 
     rows = torch.arange(len(SAMPLES))
     hidden, drawn = in_slots(written, masked, draws, stack.targets.shape[1])
