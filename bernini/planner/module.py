@@ -19,6 +19,7 @@ from bernini.dropout import DropoutConfig
 from bernini.errors import CheckpointError, ConfigError
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
+from bernini.planner.conversations import ConversationPlanner
 from bernini.planner.flow_head import CHUNK, Draws
 from bernini.planner.lora import LoRAConfig
 from bernini.planner.masking import MASK_RATIOS, TARGET, UNIFORM, SourceAttention, draw_masked
@@ -297,11 +298,8 @@ class PlannerModule(Adaptable):
         """
         was_training = self.planner.training
         self.planner.eval()
-        requests = [
-            self.planner.request(self.template.streams(c, size=size), seed)
-            for c, seed in zip(conversations, seeds, strict=True)
-        ]
-        plans = self.planner.planner().plan(requests, self.planning)
+        planner = ConversationPlanner(self.planner, self.template)
+        plans = planner(conversations, seeds, self.planning, [size] * len(conversations))
         self.planner.train(was_training)
         return plans
 

@@ -10,26 +10,25 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from bernini.attention import AttentionBackend
-from bernini.conversation import Batch, Conversation, Media, Message
+from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
-from bernini.flow.guidance import Context
 from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
 from bernini.renderer.experts import Architecture, Experts, load_transformer
-from bernini.renderer.latents import NoisedSample, encode_media, latent_shape, noise_samples
+from bernini.renderer.latents import NoisedSample, encode_media, noise_samples
 from bernini.renderer.lora import LoRAConfig, load_lora
 from bernini.renderer.losses import add_losses, loss_table
 from bernini.renderer.packing import pack, pad_context
-from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
+from bernini.renderer.rendering import Prediction, Renderer, text_rows
+from bernini.renderer.sampling import SamplingConfig
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.seeds import draw_seed
 from bernini.sharding import data_rank, shard
 from bernini.stacking import map_stacked
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
-from bernini.text.prompt import renderer_text
-from bernini.vae.codec import LATENTS_AT_ONCE, LatentCodec
+from bernini.vae.codec import LatentCodec
 
 
 @dataclass
@@ -45,19 +44,6 @@ class TextConfig:
     encoder: str | None = None
     table: str | None = None
     rows: int = MAX_TOKENS
-
-
-@dataclass
-class Prediction:
-    """A sampled clip.
-
-    Attributes:
-        conversation: What was asked for.
-        pixels: ``[3, T, H, W]`` uint8.
-    """
-
-    conversation: Conversation
-    pixels: Tensor
 
 
 class RendererModule(Adaptable):
@@ -290,10 +276,7 @@ class RendererModule(Adaptable):
 
     def _contexts(self, samples: Sequence[Conversation]) -> list[Tensor]:
         """Text context ``[rows, dim]`` of each sample: prepared features, else the text's."""
-        texts = [renderer_text(s.task, s.prompt) for s in samples if "text" not in s.text_features]
-        found = iter(self.features(texts, self.device))
-        chosen = [s.text_features["text"] if "text" in s.text_features else next(found) for s in samples]
-        return [pad_context(f.float(), self.text.rows) for f in chosen]
+        return [pad_context(rows, self.text.rows) for rows in text_rows(samples, self.features, self.device)]
 
     def _generators(self, key: tuple[str | int, ...]) -> tuple[torch.Generator, torch.Generator]:
         """A host generator for choices that shape the batch, and a device generator for noise."""
@@ -313,7 +296,6 @@ class RendererModule(Adaptable):
         self,
         conversations: Sequence[Conversation],
         seeds: Sequence[int] | None = None,
-        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Sample clips; but for rounding, none depends on what else is in the batch.
 
@@ -322,52 +304,9 @@ class RendererModule(Adaptable):
         Args:
             conversations: What to make; sources may be pixels or prepared latents.
             seeds: Seed of each clip's noise; counted on from ``sampling.seed`` if not given.
-            progress: Called with steps done and steps in all.
         """
-        if not conversations:
-            return []
         if seeds is None:
             seeds = range(self.sampling.seed, self.sampling.seed + len(conversations))
-        negative = self.features([self.sampling.negative_prompt], self.device)[0]
-        negative = pad_context(negative.float(), self.text.rows)
-        shown = [self._shown(c.check(targets=False)) for c in conversations]
-        posteriors = encode_media(self.codec, [m.media or Media() for messages in shown for m in messages])
-        latents = iter(map_stacked(self.codec.normalize, posteriors))
-        requests = [
-            self._request(c, [(m, next(latents)) for m in messages], context, negative, seed)
-            for c, messages, context, seed in zip(
-                conversations, shown, self._contexts(conversations), seeds, strict=True
-            )
-        ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            rendered = render(self.renderer, requests, self.sampling, progress)
-        clips = map_stacked(self.codec.decode, rendered, at_once=LATENTS_AT_ONCE)
-        return [Prediction(c, pixels) for c, pixels in zip(conversations, clips, strict=True)]
-
-    def _shown(self, conversation: Conversation) -> list[Message]:
-        """Messages whose latents sampling needs."""
-        starts_low = self.renderer.transformer is None
-        return [m for m in conversation.visual if not m.is_target or (starts_low and m.media)]
-
-    def _request(
-        self,
-        conversation: Conversation,
-        latents: Sequence[tuple[Message, Tensor]],
-        positive: Tensor,
-        negative: Tensor,
-        seed: int,
-    ) -> RenderRequest:
-        sources = [Source(x, m.is_video) for m, x in latents if not m.is_target]
-        truth = next((x for m, x in latents if m.is_target), None)
-        mode = self.sampling.mode or conversation.spec.guidance
-        contexts = {Context("positive", plan=False): positive, Context("negative", plan=False): negative}
-        return RenderRequest(self._latent_shape(conversation), sources, contexts, mode, seed, truth)
-
-    def _latent_shape(self, conversation: Conversation) -> tuple[int, int, int, int]:
-        """``(C, T, H, W)`` of what is to be sampled: as the target, else as the source to be edited, else as set."""
-        edited = [m for m in conversation.sources if m.is_video or conversation.task == "i2i"]
-        media = next((m.media for m in [*conversation.targets, *edited] if m.media), None)
-        if media is None:
-            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
-            return self.codec.latent_shape(frames, self.sampling.height, self.sampling.width)
-        return latent_shape(self.codec, media)
+        renderer = Renderer(self.renderer, self.codec, self.features, self.text.rows)
+        made = renderer(conversations, self.sampling, seeds)
+        return [Prediction(c, pixels) for c, pixels in zip(conversations, made, strict=True)]
