@@ -14,6 +14,7 @@ LIGHTNING_VERBS = {
     "predict": "sample clips with a model and write them",
 }
 OTHER_VERBS = {
+    "generate": ("bernini.generate", "make and edit images and clips"),
     "prepare": ("datamodules.prepare", "turn clips into shards"),
     "export": ("bernini.checkpoints.export", "write models and LoRAs in the layouts of Bernini, diffusers and ComfyUI"),
     "bench": ("benchmarks.bench", "score a model on a benchmark"),

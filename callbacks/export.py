@@ -8,9 +8,8 @@ import lightning as L
 import torch
 
 from bernini.cotraining.module import CoTrainingModule
-from bernini.planner.model import MLLM, save_planner
+from bernini.planner.conversations import write_planner
 from bernini.planner.module import PlannerModule
-from bernini.planner.settings import PlannerSettings
 from bernini.renderer.lora import save_lora
 from bernini.renderer.module import RendererModule
 from bernini.renderer.transformer import PackedWanTransformer3DModel
@@ -77,7 +76,4 @@ class SavePlanner(SaveWeights):
     def save(self, module: L.LightningModule, write: bool) -> None:
         """Write the planner, its configuration, settings and tokenizer."""
         assert isinstance(module, PlannerModule | CoTrainingModule)
-        save_planner(module.planner, self.folder, self.dtype, write)
-        if write:
-            PlannerSettings(module.config.flow_shift, module.template.vision).save(self.folder)
-            module.template.tokenizer.save_pretrained(self.folder / MLLM)
+        write_planner(module.planner, module.template, self.folder, self.dtype, write)

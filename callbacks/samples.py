@@ -14,7 +14,8 @@ from torch.distributed import all_gather_object
 from bernini.conversation import Conversation
 from bernini.cotraining.module import CoTrainingModule
 from bernini.media import restore, write_image, write_video
-from bernini.renderer.module import Prediction, RendererModule
+from bernini.renderer.module import RendererModule
+from bernini.renderer.rendering import Prediction
 from callbacks.ema import best_weights
 
 

@@ -9,12 +9,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from bernini.attention import AttentionBackend
-from bernini.contexts import check_widths, join_context, planned_contexts
+from bernini.contexts import check_widths, join_context
 from bernini.conversation import Batch, Conversation
 from bernini.cotraining.conditions import ConditionDropout
 from bernini.cotraining.examples import Example, make_example
 from bernini.cotraining.exposure import PlanExposure
-from bernini.cotraining.sampling import latent_shape_of, pixel_size, render_planned
 from bernini.cotraining.settings import CoTrainingLoss, InitFrom
 from bernini.cotraining.stages import (
     TEACHES,
@@ -39,11 +38,11 @@ from bernini.planner.validation import PlanValidation
 from bernini.planner.vision import VisionConfig
 from bernini.reasoning import unfold
 from bernini.renderer.experts import Choice, Experts, experts_of, load_transformer
-from bernini.renderer.frozen import Frozen, TextConfig, text_rows
+from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, idle_pass, target_losses
 from bernini.renderer.losses import add_losses, loss_names
-from bernini.renderer.module import Prediction
-from bernini.renderer.sampling import Progress, SamplingConfig
+from bernini.renderer.rendering import Prediction, Renderer, text_rows
+from bernini.renderer.sampling import SamplingConfig
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
 from bernini.tasks import UNDERSTANDING
@@ -354,7 +353,6 @@ class CoTrainingModule(PlansMeasured):
         self,
         conversations: Sequence[Conversation],
         seeds: Sequence[int] | None = None,
-        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Plan and sample clips; but for rounding, none depends on what else is in the batch.
 
@@ -363,7 +361,6 @@ class CoTrainingModule(PlansMeasured):
         Args:
             conversations: What to make; those that ask for no image or clip are left out.
             seeds: Seed of each clip's plan and noise; counted on from ``sampling.seed`` if not given.
-            progress: Called with steps done and steps in all.
 
         Raises:
             ConfigError: The planner is sharded.
@@ -376,15 +373,9 @@ class CoTrainingModule(PlansMeasured):
         if not asked:
             return []
         chosen, own = [c for c, _ in asked], [seed for _, seed in asked]
-        shapes = [latent_shape_of(self.codec, c, self.sampling) for c in chosen]
-        sizes = [pixel_size(self.codec, c, shape) for c, shape in zip(chosen, shapes, strict=True)]
-        negative = self.sampling.negative_prompt
+        renderer = Renderer(self.renderer, self.codec, self.features, self.text.rows)
+        sizes = [renderer.target_size(conversation, self.sampling) for conversation in chosen]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            plans = self.plan(chosen, [seed % 2**32 for seed in own], sizes, negative=negative)
-        texts = text_rows(chosen, self.features, self.device)
-        (nothing,) = self.features([negative], self.device)
-        contexts = [
-            planned_contexts(plan, text, nothing, self.text.rows) for plan, text in zip(plans, texts, strict=True)
-        ]
-        clips = render_planned(self.renderer, self.codec, chosen, shapes, contexts, self.sampling, own, progress)
+            plans = self.plan(chosen, [seed % 2**32 for seed in own], sizes, negative=self.sampling.negative_prompt)
+        clips = renderer(chosen, self.sampling, own, plans)
         return [Prediction(c, pixels) for c, pixels in zip(chosen, clips, strict=True)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bernini.conversation import Batch, Conversation
 from bernini.measuring import Measured
+from bernini.planner.conversations import ConversationPlanner
 from bernini.planner.flow_head import CHUNK
 from bernini.planner.model import PlannerModel
 from bernini.planner.planning import Plan, PlanningConfig
@@ -94,10 +95,8 @@ class PlansMeasured(Measured):
         """
         was_training = self.planner.training
         self.planner.eval()
-        requests = [
-            self.planner.request(self.template.streams(c, negative, size), seed)
-            for c, seed, size in zip(conversations, seeds, sizes or [None] * len(seeds), strict=True)
-        ]
-        plans = self.planner.planner().plan(requests, config or self.planning)
+        planner = ConversationPlanner(self.planner, self.template)
+        unknown: list[TargetSize | None] = [None] * len(conversations)
+        plans = planner(conversations, seeds, config or self.planning, sizes or unknown, negative)
         self.planner.train(was_training)
         return plans

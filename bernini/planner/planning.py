@@ -100,6 +100,7 @@ class Plan:
         wtxt_wovit: ``[n - N, G]`` rows of text and sources.
         wotxt_wvit: ``[N, G]`` rows of the plan.
         wotxt_wovit: ``[m, G]`` rows of the negative prompt.
+        grid: ``(t, h, w)`` of the target in tokens, if the request told it.
     """
 
     embeds: Tensor
@@ -107,6 +108,7 @@ class Plan:
     wtxt_wovit: Tensor
     wotxt_wvit: Tensor
     wotxt_wovit: Tensor
+    grid: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class Planner:
         planned = reader.targets(embeds)  # of cond alone, whose streams come first
         negative = every.index("uncond") * len(requests)
         return [
-            self._contexts(request.cond, embeds[row], reader.given(row), planned[row], reader.given(negative + row))
+            self._contexts(request, embeds[row], reader.given(row), planned[row], reader.given(negative + row))
             for row, request in enumerate(requests)
         ]
 
@@ -226,11 +228,12 @@ class Planner:
         sharded = any(isinstance(weight, DTensor) for weight in self.text_model.parameters())
         return embeds.is_cuda and steps >= RECORDED_FROM and not sharded
 
-    def _contexts(self, cond: Stream, embeds: Tensor, given: Tensor, planned: Tensor, empty: Tensor) -> Plan:
+    def _contexts(self, request: PlanRequest, embeds: Tensor, given: Tensor, planned: Tensor, empty: Tensor) -> Plan:
+        cond = request.cond
         rows, target_rows = self.connector.for_gen(given), self.connector.for_gen(planned)
         both = rows.new_empty(len(cond.embeds), rows.shape[-1])
         both[cond.given], both[cond.target] = rows, target_rows
-        return Plan(embeds, both, rows, target_rows, self.connector.for_gen(empty))
+        return Plan(embeds, both, rows, target_rows, self.connector.for_gen(empty), request.grid)
 
     def _first_order(self, requests: Sequence[PlanRequest], config: PlanningConfig) -> Tensor:
         """``[R, N]``, revealed from the end."""

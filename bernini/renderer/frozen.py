@@ -1,14 +1,10 @@
 """The frozen VAE and text encoder of a module that trains or samples."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from bernini.conversation import Conversation
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
-from bernini.text.prompt import renderer_text
 from bernini.vae.codec import LatentCodec
 
 
@@ -57,11 +53,3 @@ class Frozen:
             for helper in (self._codec, self._features):
                 helper.to(device)
             self._device = device
-
-
-def text_rows(samples: Sequence[Conversation], features: TextFeatures, device: torch.device) -> list[Tensor]:
-    """Text features ``[rows, dim]`` of each sample at their real length: prepared ones, else the text's."""
-    texts = [renderer_text(s.task, s.prompt) for s in samples if "text" not in s.text_features]
-    found = iter(features(texts, device))
-    chosen = [s.text_features["text"] if "text" in s.text_features else next(found) for s in samples]
-    return [rows.float() for rows in chosen]

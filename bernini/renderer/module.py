@@ -1,7 +1,6 @@
 """RendererModule: data -> noise -> model -> loss, and sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,41 +8,26 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from bernini.attention import AttentionBackend
-from bernini.conversation import Batch, Conversation, Media, Message
+from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
-from bernini.flow.guidance import Context
 from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
 from bernini.measuring import Measured
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
-from bernini.renderer.frozen import Frozen, TextConfig, text_rows
-from bernini.renderer.latents import encode_media, latent_shape
+from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, target_losses
 from bernini.renderer.lora import LoRAConfig, load_lora
 from bernini.renderer.losses import add_losses, loss_table
 from bernini.renderer.packing import pad_context
-from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
+from bernini.renderer.rendering import Prediction, Renderer, text_rows
+from bernini.renderer.sampling import SamplingConfig
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
-from bernini.stacking import map_stacked
 from bernini.text.encoder import TextFeatures
-from bernini.vae.codec import LATENTS_AT_ONCE, LatentCodec
-
-
-@dataclass
-class Prediction:
-    """A sampled clip.
-
-    Attributes:
-        conversation: What was asked for.
-        pixels: ``[3, T, H, W]`` uint8.
-    """
-
-    conversation: Conversation
-    pixels: Tensor
+from bernini.vae.codec import LatentCodec
 
 
 class RendererModule(Measured, Adaptable):
@@ -209,7 +193,6 @@ class RendererModule(Measured, Adaptable):
         self,
         conversations: Sequence[Conversation],
         seeds: Sequence[int] | None = None,
-        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Sample clips; but for rounding, none depends on what else is in the batch.
 
@@ -218,52 +201,9 @@ class RendererModule(Measured, Adaptable):
         Args:
             conversations: What to make; sources may be pixels or prepared latents.
             seeds: Seed of each clip's noise; counted on from ``sampling.seed`` if not given.
-            progress: Called with steps done and steps in all.
         """
-        if not conversations:
-            return []
         if seeds is None:
             seeds = range(self.sampling.seed, self.sampling.seed + len(conversations))
-        negative = self.features([self.sampling.negative_prompt], self.device)[0]
-        negative = pad_context(negative.float(), self.text.rows)
-        shown = [self._shown(c.check(targets=False)) for c in conversations]
-        posteriors = encode_media(self.codec, [m.media or Media() for messages in shown for m in messages])
-        latents = iter(map_stacked(self.codec.normalize, posteriors))
-        requests = [
-            self._request(c, [(m, next(latents)) for m in messages], context, negative, seed)
-            for c, messages, context, seed in zip(
-                conversations, shown, self._contexts(conversations), seeds, strict=True
-            )
-        ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            rendered = render(self.renderer, requests, self.sampling, progress)
-        clips = map_stacked(self.codec.decode, rendered, at_once=LATENTS_AT_ONCE)
-        return [Prediction(c, pixels) for c, pixels in zip(conversations, clips, strict=True)]
-
-    def _shown(self, conversation: Conversation) -> list[Message]:
-        """Messages whose latents sampling needs."""
-        starts_low = self.renderer.transformer is None
-        return [m for m in conversation.visual if not m.is_target or (starts_low and m.media)]
-
-    def _request(
-        self,
-        conversation: Conversation,
-        latents: Sequence[tuple[Message, Tensor]],
-        positive: Tensor,
-        negative: Tensor,
-        seed: int,
-    ) -> RenderRequest:
-        sources = [Source(x, m.is_video) for m, x in latents if not m.is_target]
-        truth = next((x for m, x in latents if m.is_target), None)
-        mode = self.sampling.mode or conversation.spec.guidance
-        contexts = {Context("positive", plan=False): positive, Context("negative", plan=False): negative}
-        return RenderRequest(self._latent_shape(conversation), sources, contexts, mode, seed, truth)
-
-    def _latent_shape(self, conversation: Conversation) -> tuple[int, int, int, int]:
-        """``(C, T, H, W)`` of what is to be sampled: as the target, else as the source to be edited, else as set."""
-        edited = [m for m in conversation.sources if m.is_video or conversation.task == "i2i"]
-        media = next((m.media for m in [*conversation.targets, *edited] if m.media), None)
-        if media is None:
-            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
-            return self.codec.latent_shape(frames, self.sampling.height, self.sampling.width)
-        return latent_shape(self.codec, media)
+        renderer = Renderer(self.renderer, self.codec, self.features, self.text.rows)
+        made = renderer(conversations, self.sampling, seeds)
+        return [Prediction(c, pixels) for c, pixels in zip(conversations, made, strict=True)]

@@ -153,7 +153,26 @@ class _Trajectory:
         return PackedSample(segments, self.request.contexts[arm.context], timestep=0)
 
 
-Progress = Callable[[int, int], None]
+@dataclass
+class Step:
+    """A step that was made.
+
+    Attributes:
+        done: Steps that are made.
+        total: Steps in all.
+        timestep: Timestep (0..1000) that the model was given.
+        latents: ``[C, T, H, W]`` fp32 of each request after the step; sampling goes on from what is left here.
+        stop: Set it to make no more steps.
+    """
+
+    done: int
+    total: int
+    timestep: int
+    latents: list[Tensor]
+    stop: bool = False
+
+
+OnStep = Callable[[Step], None]
 
 
 @torch.no_grad()
@@ -161,7 +180,7 @@ def render(
     experts: Experts,
     requests: Sequence[RenderRequest],
     config: SamplingConfig,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Sample latents.
 
@@ -172,7 +191,7 @@ def render(
         experts: The transformers.
         requests: Clips to be made; they share the solver's grid, nothing else.
         config: Solver, weights and pack size.
-        progress: Called with the steps done and the steps in all.
+        on_step: Called after every step.
 
     Returns:
         ``[C, T, H, W]`` fp32 latent per request.
@@ -199,8 +218,13 @@ def render(
                 velocity = one.guide.combine(one.velocities, one.x, sigma, low)
                 stop_early = index == last - 1 and last < config.steps
                 one.x = one.x - sigma * velocity if stop_early else one.solver.step(index, velocity, one.x)
-            if progress:
-                progress(index + 1 - first, last - first)
+            if on_step:
+                step = Step(index + 1 - first, last - first, grid.timesteps[index], [one.x for one in trajectories])
+                on_step(step)
+                for one, x in zip(trajectories, step.latents, strict=True):
+                    one.x = x
+                if step.stop:
+                    return step.latents
         del stage  # and all that it keeps, before the other expert's is made
     return [one.x for one in trajectories]
 

@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformer3DModel,
     WanTransformerBlock,
 )
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -174,6 +175,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         table = pack.segments if self.segment_encoding == "sa3d" else without_ids(pack.segments)
         return prepare_segments(table, pack.tokens, self.config["attention_head_dim"])
 
+    @apply_forward_hook  # so that weights that are offloaded come for it
     def keys_values(self, context: Tensor) -> list[KeysValues]:
         """Keys and values of every block's cross-attention, for :class:`Kept`.
 

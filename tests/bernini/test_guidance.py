@@ -218,12 +218,12 @@ def test_source_ids_follow_the_arm(randn):
 
 def test_each_expert_runs_its_own_steps(tiny_model, randn, watch):
     high, low = tiny_model(0), tiny_model(1)
-    seen_high, seen_low, progress = watch(high), watch(low), []
-    render(Experts(high, low), [request("t2v", randn(0))], SamplingConfig(steps=8), lambda *done: progress.append(done))
+    seen_high, seen_low, made = watch(high), watch(low), []
+    render(Experts(high, low), [request("t2v", randn(0))], SamplingConfig(steps=8), made.append)
     timesteps = UniPC(8, 5.0).timesteps
     assert [int(p.timesteps[0]) for p in seen_high] == [t for t in timesteps if t >= 875]
     assert [int(p.timesteps[0]) for p in seen_low] == [t for t in timesteps if t < 875]
-    assert progress == [(i, 8) for i in range(1, 9)]
+    assert [(step.done, step.total, step.timestep) for step in made] == [(i, 8, timesteps[i - 1]) for i in range(1, 9)]
 
 
 def test_a_lone_high_expert_estimates_the_clean_latent_at_the_boundary(tiny_model, randn, watch):
