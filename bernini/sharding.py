@@ -1,15 +1,17 @@
 """FSDP2, and which rank sees which data."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+if TYPE_CHECKING:  # sampling needs no Lightning
+    import lightning as L
 
 
 def shard(
@@ -63,7 +65,7 @@ def gather(model: nn.Module) -> dict[str, Tensor]:
     return whole
 
 
-def data_rank(module: L.LightningModule) -> int:
+def data_rank(module: "L.LightningModule") -> int:
     """Rank among those that see different data; peers on the second mesh axis share their draws."""
     mesh = module.device_mesh
     return module.global_rank if mesh is None else mesh["data_parallel"].get_local_rank()
