@@ -221,6 +221,7 @@ def run_ranks(ranks: int, args: list[str]) -> list[int]:
 
 def _rank(rank: int, ranks: int, port: int, args: list[str]) -> None:
     torch.set_num_threads(1)
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that tests, when the server that forked this one began
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     raise SystemExit(main(args))
 
