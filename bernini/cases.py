@@ -14,7 +14,7 @@ from bernini.suggest import closest
 from bernini.tasks import get_task
 
 SUFFIXES = {"image": ".png", "video": ".mp4"}
-KEYS = ("name", "task", "prompt", "videos", "images", "plan", "preset")
+KEYS = ("name", "task", "prompt", "videos", "images", "plan", "preset", "rewrite")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Case:
         images: Source images.
         plan: File of a plan to render, if it is not to be planned anew.
         preset: Name of a preset; the model's own if null.
+        rewrite: Whether the rewriter, which the list does not name, changes its prompt.
         settings: Settings that are asked for.
         where: Place in its list, for errors.
     """
@@ -40,6 +41,7 @@ class Case:
     images: tuple[str, ...] = ()
     plan: str | None = None
     preset: str | None = None
+    rewrite: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
 
@@ -52,6 +54,11 @@ class Case:
     def kept_plan(self) -> Path:
         """File of its plan, if that is kept."""
         return self.out.with_suffix(".plan.safetensors")
+
+    @property
+    def kept_frame(self) -> Path:
+        """File of the frame that was edited first, if one was."""
+        return self.out.with_suffix(".frame.png")
 
     def request(self) -> Conversation:
         """The conversation, its media not read yet.
@@ -70,7 +77,9 @@ class Case:
         return conversation
 
 
-def read_cases(path: Path, out: Path, settings: Mapping[str, Any], preset: str | None = None) -> list[Case]:
+def read_cases(
+    path: Path, out: Path, settings: Mapping[str, Any], preset: str | None = None, rewrite: bool = False
+) -> list[Case]:
     """Read a list of cases.
 
     Args:
@@ -78,6 +87,7 @@ def read_cases(path: Path, out: Path, settings: Mapping[str, Any], preset: str |
         out: Folder of what is made.
         settings: Settings of all cases; a case's own go before them.
         preset: Preset of cases that name none.
+        rewrite: Whether the prompts of cases that do not say are rewritten.
 
     Raises:
         ConfigError: A setting is unknown, or its value of another type.
@@ -90,7 +100,8 @@ def read_cases(path: Path, out: Path, settings: Mapping[str, Any], preset: str |
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError("the cases are no list of objects", where=str(path), fix='[{"name": ..., "task": ...}, ...]')
     cases = [
-        _case(row, f"{path}, case {number}", path.parent, out, settings, preset) for number, row in enumerate(rows)
+        _case(row, f"{path}, case {number}", path.parent, out, settings, preset, rewrite)
+        for number, row in enumerate(rows)
     ]
     names: dict[Path, str] = {}
     for case in cases:
@@ -103,12 +114,20 @@ def read_cases(path: Path, out: Path, settings: Mapping[str, Any], preset: str |
 
 
 def _case(
-    row: dict[str, Any], where: str, root: Path, out: Path, settings: Mapping[str, Any], preset: str | None
+    row: dict[str, Any],
+    where: str,
+    root: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    preset: str | None,
+    rewrite: bool,
 ) -> Case:
     if missing := [key for key in ("name", "task", "prompt") if not isinstance(row.get(key), str)]:
         raise DataError(f"the case has no {missing[0]}", where=where, why="name, task and prompt are texts")
     if wrong := [key for key in ("plan", "preset") if not isinstance(row.get(key, ""), str)]:
         raise DataError(f"{wrong[0]} is {row[wrong[0]]!r}", where=where, why="it is a text")
+    if not isinstance(row.get("rewrite", True), bool):
+        raise DataError(f"rewrite is {row['rewrite']!r}", where=where, why="it is true or false")
     own = {key: value for key, value in row.items() if key not in KEYS}
     for key in own:
         try:
@@ -134,6 +153,7 @@ def _case(
         images=files("images"),
         plan=str(root / row["plan"]) if row.get("plan") else None,
         preset=row.get("preset", preset),
+        rewrite=row.get("rewrite", rewrite),
         settings={**settings, **own},
         where=where,
     )
@@ -148,6 +168,6 @@ def batches(cases: Sequence[Case], size: int) -> list[list[Case]]:
     groups: dict[str, list[Case]] = {}
     for case in cases:
         same = {name: value for name, value in case.settings.items() if name != "seed"}
-        key = json.dumps([case.preset, case.plan is None, same], sort_keys=True)
+        key = json.dumps([case.preset, case.plan is None, case.rewrite, same], sort_keys=True)
         groups.setdefault(key, []).append(case)
     return [same[at : at + size] for same in groups.values() for at in range(0, len(same), size)]

@@ -23,12 +23,14 @@ from bernini.planner.plan_files import check_grid, move_plan
 from bernini.planner.planning import Plan
 from bernini.planner.vision import TargetSize
 from bernini.presets import Defaults, Settings
+from bernini.reasoning import check_reasoning
 from bernini.renderer.experts import FOLDERS, Experts
 from bernini.renderer.rendering import Renderer, followed
 from bernini.renderer.sampling import OnStep, Step
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.stacking import group
 from bernini.text.encoder import MAX_TOKENS, TextEncoder
+from bernini.thinking import Thought, reworded, think
 from bernini.vae.codec import LatentCodec
 
 OutputType = Literal["pt", "np", "pil"]
@@ -44,12 +46,14 @@ class BerniniPipelineOutput(BaseOutput):
         videos: An image is a clip of one frame. ``[3, T, H, W]`` uint8 tensors on the CPU, or as ``output_type`` says.
         conversations: What was made, as rewritten.
         settings: How.
+        thoughts: What became of each prompt before drawing; null where it was not touched.
         plans: The plans; null without a planner.
     """
 
     videos: list[Any]
     conversations: list[Conversation]
     settings: list[Settings]
+    thoughts: list[Thought | None]
     plans: list[Plan] | None = None
 
 
@@ -212,20 +216,22 @@ class BerniniPipeline(DiffusionPipeline):
             preset: Name in `bernini.presets.PRESETS`; the folder's own if null.
             plan: Whether to plan, if there is a planner.
             plans: Plans to render instead of planning anew, one for each conversation.
-            seeds: Seed of each one's noise and plan; ``seed`` of the settings for all if null.
-            rewrite: Maps the conversations to those that are planned and rendered, as a rewriter of prompts does.
+            seeds: Seed of each one's reasoning, plan and noise; ``seed`` of the settings for all if null.
+            rewrite: Maps the conversations to those that are planned and rendered, as a rewriter of prompts does; it
+                stands in for ``reasoning`` of the settings.
             output_type: ``pt`` for ``[3, T, H, W]`` uint8 tensors, ``np`` for ``[T, H, W, 3]`` floats in [0, 1], or
                 ``pil`` for lists of frames.
             return_dict: Whether to give a `BerniniPipelineOutput`, or a tuple with the videos.
             callback_on_step_end: Called after each step with the pipeline, the step, its timestep and a dictionary; the
                 latents in the one that it gives back are gone on with. Conversations with other settings, as those of
-                another task, come in steps of their own.
+                another task, come in steps of their own, as do frames that are edited first.
             callback_on_step_end_tensor_inputs: What is in that dictionary: ``latents``, a list of ``[C, T, H, W]``.
             **settings: Any of `bernini.presets.Settings`; they go before the folder's and the preset's.
 
         Raises:
             ConfigError: A task, mode, preset or setting is unknown, or does not go with the others.
-            DataError: Media cannot be read, are not those of the task or do not fit, or a plan is for another target.
+            DataError: Media cannot be read, are not those of the task or do not fit, a plan is for another target, or
+                there is nothing to reason about.
         """
         if any(part is not None for part in (task, prompt, video, images)) == (conversations is not None):
             raise ConfigError("give either conversations, or a task with its prompt, video and images")
@@ -239,12 +245,49 @@ class BerniniPipeline(DiffusionPipeline):
             conversations = ask(task or "", prompt or "", _several(video), _several(images))
             read(conversations, self.defaults.settle(conversations.task, planned, preset, settings))
         asked = [conversations] if isinstance(conversations, Conversation) else list(conversations)
-        asked = [c.check(targets=False) for c in (rewrite(asked) if rewrite else asked)]
-        chosen = [self.defaults.settle(c.task, planned, preset, settings) for c in asked]
-        seeds = [s.seed for s in chosen] if seeds is None else list(seeds)
+
+        def settle(requests: Sequence[Conversation]) -> list[Settings]:
+            return [self.defaults.settle(c.task, planned, preset, settings) for c in requests]
+
+        def on_step(step: Step) -> None:
+            if callback_on_step_end:
+                told = {name: getattr(step, name) for name in callback_on_step_end_tensor_inputs}
+                kept = callback_on_step_end(self, step.done - 1, step.timestep, told)
+                step.latents = kept.get("latents", step.latents)
+            step.stop = self._interrupt
+
+        def edit(frames: list[Conversation], their_seeds: Sequence[int]) -> list[Tensor]:
+            return self._make(frames, settle(frames), their_seeds, planned, None, on_step)[0]
+
+        usual = settle([conversation.check(targets=False) for conversation in asked])
+        for conversation, one in zip(asked, usual, strict=True):
+            check_reasoning(conversation, one.reasoning, rewritten=rewrite is not None)
+        seeds = [one.seed for one in usual] if seeds is None else list(seeds)
         for name, given in (("seeds", seeds), ("plans", plans)):
             if given is not None and len(given) != len(asked):
                 raise ConfigError(f"{len(given)} {name} for {len(asked)} conversations", fix="give one for each")
+        if rewrite:
+            final, thoughts = reworded(asked, [c.check(targets=False) for c in rewrite(asked)])
+        else:
+            final, thoughts = think(asked, usual, seeds, self.planner, edit)
+        chosen = settle(final)
+        videos, plans = self._make(final, chosen, seeds, planned, plans, on_step)
+        self.maybe_free_model_hooks()
+        made = [_as(output_type, _unpadded(*one)) for one in zip(final, videos, strict=True)]
+        if not return_dict:
+            return (made,)
+        return BerniniPipelineOutput(made, final, chosen, thoughts, plans)
+
+    def _make(
+        self,
+        asked: list[Conversation],
+        chosen: list[Settings],
+        seeds: Sequence[int],
+        planned: bool,
+        plans: Sequence[Plan] | None,
+        on_step: OnStep,
+    ) -> tuple[list[Tensor], list[Plan] | None]:
+        """Plan, unless there are plans, and render."""
         renderer = self._renderer()
         if planned:
             sizes = [
@@ -254,23 +297,15 @@ class BerniniPipeline(DiffusionPipeline):
             plans = self._plan(asked, chosen, sizes, seeds) if plans is None else self._fitting(plans, asked, sizes)
         with self.progress_bar(total=sum(chosen[rows[0]].steps for rows in group(chosen))) as bar:
 
-            def on_step(step: Step) -> None:
+            def count(step: Step) -> None:
                 bar.update()
-                if callback_on_step_end:
-                    told = {name: getattr(step, name) for name in callback_on_step_end_tensor_inputs}
-                    kept = callback_on_step_end(self, step.done - 1, step.timestep, told)
-                    step.latents = kept.get("latents", step.latents)
-                step.stop = self._interrupt
+                on_step(step)
 
-            videos = self._render(renderer, asked, chosen, seeds, plans, on_step)
-        self.maybe_free_model_hooks()
-        made = [_as(output_type, _unpadded(*one)) for one in zip(asked, videos, strict=True)]
-        if not return_dict:
-            return (made,)
-        return BerniniPipelineOutput(made, asked, chosen, None if plans is None else list(plans))
+            videos = self._render(renderer, asked, chosen, seeds, plans, count)
+        return videos, None if plans is None else list(plans)
 
     def _plan(
-        self, asked: list[Conversation], chosen: list[Settings], sizes: list[TargetSize], seeds: list[int]
+        self, asked: list[Conversation], chosen: list[Settings], sizes: list[TargetSize], seeds: Sequence[int]
     ) -> list[Plan]:
         assert self.planner is not None
         plans: dict[int, Plan] = {}
@@ -306,7 +341,7 @@ class BerniniPipeline(DiffusionPipeline):
         renderer: Renderer,
         asked: list[Conversation],
         chosen: list[Settings],
-        seeds: list[int],
+        seeds: Sequence[int],
         plans: Sequence[Plan] | None,
         on_step: OnStep,
     ) -> list[Tensor]:

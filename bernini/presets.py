@@ -14,8 +14,10 @@ from bernini.errors import CheckpointError, ConfigError
 from bernini.files import replacing
 from bernini.flow.guidance import APG, Omegas, get_mode
 from bernini.flow.solvers import SolverName
+from bernini.planner.cot import WritingConfig
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.reveal import Order
+from bernini.reasoning import Reasoning
 from bernini.renderer.sampling import SamplingConfig
 from bernini.suggest import closest
 from bernini.tasks import TASKS, get_task
@@ -46,13 +48,17 @@ class Settings:
         planning_txt: The plan's guidance from text alone to text and sources.
         planning_img: The plan's guidance from nothing to text alone.
         planning_order: ``random``, ``halton`` or ``confidence``.
+        reasoning: What comes before the plan: ``none``; ``text``, in which the planner makes the prompt explicit;
+            ``vision``, this and the first frame, edited.
+        reasoning_tokens: Most tokens of what the planner writes.
+        reasoning_temperature: 0 writes the likeliest words; above that they are drawn.
         frames: Frames of a clip, 4k + 1; most frames of a source clip.
         height: Height in pixels where no source gives the size, a multiple of 16.
         width: Width in pixels, likewise.
         fps: Frames per second of sources and outputs.
         max_edge: Longest edge of a source in pixels; edges become multiples of 16.
         min_edge: Shortest edge of a source in pixels, unless ``max_edge`` forbids it.
-        seed: Seed of noise and plan.
+        seed: Seed of reasoning, plan and noise.
         negative_prompt: Text of the negative arms; it gets no task sentence.
     """
 
@@ -73,6 +79,9 @@ class Settings:
     planning_txt: float = 1.2
     planning_img: float = 1.0
     planning_order: Order = "random"
+    reasoning: Reasoning = "none"
+    reasoning_tokens: int = 512
+    reasoning_temperature: float = 0.0
     frames: int = 81
     height: int = 480
     width: int = 848
@@ -83,7 +92,7 @@ class Settings:
     negative_prompt: str = ""
 
     def __post_init__(self) -> None:
-        for name, kind in (("planning_order", Order), ("solver", SolverName)):
+        for name, kind in (("planning_order", Order), ("reasoning", Reasoning), ("solver", SolverName)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}", fix=f"one of {', '.join(get_args(kind))}")
         if self.frames < 1 or self.frames % 4 != 1:
@@ -93,9 +102,12 @@ class Settings:
                 raise ConfigError(f"{name} is {getattr(self, name)}", why="edges are multiples of 16 pixels")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}", why="it has to be at least 0 and below 2**32")
-        for name in ("steps", "shift", "planning_steps", "planning_flow_steps", "fps", "max_edge", "min_edge"):
+        positive = ("steps", "shift", "planning_steps", "planning_flow_steps", "reasoning_tokens", "fps")
+        for name in (*positive, "max_edge", "min_edge"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", why="it has to be positive")
+        if self.reasoning_temperature < 0:
+            raise ConfigError(f"reasoning_temperature is {self.reasoning_temperature}", why="it is at least 0")
 
     def sampling(self) -> SamplingConfig:
         """What the renderer takes of them."""
@@ -118,6 +130,10 @@ class Settings:
         return PlanningConfig(
             self.planning_steps, self.planning_flow_steps, self.planning_txt, self.planning_img, self.planning_order
         )
+
+    def writing(self) -> WritingConfig:
+        """What the planner's language head takes of them."""
+        return WritingConfig(self.reasoning_tokens, self.reasoning_temperature)
 
 
 TYPES: dict[str, type] = {
@@ -242,6 +258,12 @@ class Defaults:
             told |= layer
         settings = Settings(**told)
         get_mode(settings.mode, planned)
+        if settings.reasoning != "none" and not planned:
+            raise ConfigError(
+                f"reasoning {settings.reasoning!r} without a planner",
+                why="it is the planner that reasons",
+                fix="use a model with a planner, and let it plan; or a rewriter",
+            )
         return settings
 
 

@@ -9,16 +9,47 @@ go on from the prompt as they would from one of the user's. Then a frame may be 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor
 
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError, DataError
 
+Reasoning = Literal["none", "text", "vision"]
+"""What comes before drawing: nothing; the planner's words; these, and then an edited frame."""
+
 PROPAGATE = "make the whole video look like image0"
 """What vi2v is asked for: the source clip is edited as its first frame, which is the image, has been."""
 
 Render = Callable[[list[Conversation]], Sequence[Tensor]]
+
+
+def check_reasoning(conversation: Conversation, reasoning: Reasoning, rewritten: bool = False) -> None:
+    """Refuse what cannot be reasoned about, before anything is read or made.
+
+    Args:
+        conversation: The request; its media may not be read yet.
+        reasoning: What is to come before drawing.
+        rewritten: Whether a rewriter changes the prompt.
+
+    Raises:
+        ConfigError: A frame is to be edited and the request is not the edit of one clip, or the prompt would be
+            rewritten twice.
+        DataError: There is no instruction.
+    """
+    if reasoning == "none":
+        return
+    if rewritten:
+        raise ConfigError(
+            f"reasoning {reasoning!r} beside a rewriter",
+            where=conversation.key,
+            why="either of them puts a prompt in the place of the instruction",
+            fix="leave one of them out",
+        )
+    instruction(conversation)
+    if reasoning == "vision":
+        _only_clip(conversation)
 
 
 def instruction(conversation: Conversation) -> str:
@@ -74,6 +105,9 @@ def by_frame(conversations: Sequence[Conversation], render: Render, propagate: s
         DataError: The clip of a request has no pixels.
     """
     clips = [_only_clip(conversation) for conversation in conversations]
+    for conversation, clip in zip(conversations, clips, strict=True):
+        if clip.pixels is None:
+            raise DataError("a clip without pixels has no frame to edit", where=conversation.key, fix="keep raw clips")
     frames = render([_of_frame(c, clip) for c, clip in zip(conversations, clips, strict=True)])
     return [
         replace(
@@ -100,10 +134,7 @@ def _only_clip(conversation: Conversation) -> Media:
             why="it takes one source clip, and nothing else, to edit a frame and propagate it",
             fix="reason in text alone, or ask for v2v or mv2v",
         )
-    media = sources[0].media
-    if media is None or media.pixels is None:
-        raise DataError("a clip without pixels has no frame to edit", where=conversation.key, fix="keep the raw clip")
-    return media
+    return sources[0].media or Media()
 
 
 def _of_frame(conversation: Conversation, clip: Media) -> Conversation:

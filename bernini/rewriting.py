@@ -30,7 +30,7 @@ EDGE = 512  # longest of an image that is sent, in pixels
 MOST_BYTES = 2**17  # of a reply
 PASSING = (408, 409, 425, 429)  # statuses besides 5xx after which it is worth asking again
 FIXES = {
-    **dict.fromkeys((401, 403), "check the key, and rewriter.key_variable, which names the variable that holds it"),
+    **dict.fromkeys((401, 403), "check the key in the environment variable that was named for it"),
     404: "check the rewriter's url, which ends before /chat/completions, and model",
 }
 
@@ -93,15 +93,15 @@ class RewriterConfig:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ConfigError(  # which does not show it: there may be a key in it
                 "the rewriter's url cannot be used",
-                where="rewriter.url",
+                where="the rewriter's url",
                 why="it is the root of the interface, without a user, a key or anything behind a question mark",
-                fix="give it like http://localhost:8000/v1; rewriter.key_variable names the variable with the key",
+                fix="give it like http://localhost:8000/v1, and name the variable with the key apart",
             )
         if not self.model or self.timeout <= 0 or self.retries < 0 or self.wait < 0:
             why = "there is a model, the timeout is above 0, and retries and wait are at least 0"
-            raise ConfigError("the rewriter cannot be asked like that", where="rewriter", why=why)
+            raise ConfigError("the rewriter cannot be asked like that", why=why)
         if min(self.max_characters, self.workers) < 1:
-            raise ConfigError("max_characters and workers are at least 1", where="rewriter")
+            raise ConfigError("max_characters and workers of the rewriter are at least 1")
 
 
 class _Useless(Exception):
@@ -124,9 +124,9 @@ class Rewriter:
         if name and not (self._key and self._key.isascii() and self._key.isprintable()):
             raise ConfigError(
                 f"there is no key in the environment variable {name}",
-                where="rewriter.key_variable",
+                where="the rewriter's key",
                 why="its characters are no key's" if self._key else "it is empty or not set",
-                fix=f"export {name}=..., or leave key_variable out for a server that wants none",
+                fix=f"export {name}=..., or name no variable for a server that wants no key",
             )
 
     def rewrite(self, conversations: Sequence[Conversation]) -> list[Conversation]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from planners import write_planner_folder
+from servers import chat_server
 
 from bernini.cli import main
 from bernini.media import write_image, write_video
@@ -19,7 +20,7 @@ from datamodules.toyworld import make_item
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "generate.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
-SHORT = ["--steps", "2"]
+SHORT = ["--steps", "2", "--reasoning-tokens", "8"]
 
 
 def make_inputs() -> None:
@@ -35,24 +36,32 @@ def make_inputs() -> None:
     Path("cases.json").write_text(cases)
 
 
+@pytest.mark.filterwarnings("ignore:.*reasoning came to no end")  # of a random planner
 def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("assets").symlink_to(ROOT / "assets")
     make_inputs()
     commands = [shlex.split(line) for kind, block in BLOCKS if not kind for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 10
+    monkeypatch.setenv("OPENAI_API_KEY", "of-nobody")
     for words in commands:
         ranks = 2 if words[0] == "torchrun" else 1
         own = [word for word in words[words.index("generate") :] if word != "--offload"]  # there is no GPU
         for rank in range(ranks):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(ranks))
-            assert main([*own, *SHORT]) == 0
+            with chat_server() as server:
+                there = [server.url if word == "http://localhost:8000/v1" else word for word in own]
+                assert main([*there, *SHORT]) == 0
+                assert len(server.asked) == ("--rewrite" in own)
     made = {path.relative_to("runs/generate").as_posix() for path in Path("runs/generate").rglob("*.*")}
-    outputs = {"ring.mp4", "black.mp4", "a.mp4", "b.mp4"}
+    outputs = {"ring.mp4", "black.mp4", "a.mp4", "b.mp4", "text.mp4", "vision.mp4", "vision.frame.png", "winter.mp4"}
     outputs |= {f"{folder}/{name}" for folder in ("cases", "v2") for name in ("ring.png", "gray.mp4", "blue.mp4")}
     assert {name for name in made if not name.endswith(("json", "safetensors"))} == outputs
     assert Path("edits/car.mp4").is_file() and "a.plan.safetensors" in made
+    told = {name: json.loads(Path(f"runs/generate/{name}.json").read_text()) for name in ("text", "vision", "winter")}
+    assert told["text"]["thought"] == told["vision"]["thought"] and told["vision"]["edited_frame"]
+    assert told["winter"]["explicit_prompt"] == "ok"  # which is all that the server says
     assert json.loads(Path("runs/generate/cases/ring.json").read_text())["settings"]["seed"] == 7
     written: dict[str, torch.Tensor] = {}
     (code,) = (block for kind, block in BLOCKS if kind == "python")

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import AutoTokenizer
 
 from bernini.conversation import Conversation
 from bernini.errors import CheckpointError
+from bernini.planner.cot import WritingConfig, rewrite
 from bernini.planner.model import MLLM, PlannerConfig, PlannerModel, load_planner, save_planner
 from bernini.planner.planning import Plan, PlanningConfig
 from bernini.planner.settings import PlannerSettings
@@ -17,7 +19,7 @@ from bernini.planner.vision import TargetSize
 
 
 class ConversationPlanner(nn.Module):
-    """Plans the targets of conversations.
+    """Plans the targets of conversations, and rewrites their prompts.
 
     Args:
         model: The planner.
@@ -92,6 +94,13 @@ class ConversationPlanner(nn.Module):
             for conversation, seed, size in zip(conversations, seeds, sizes, strict=True)
         ]
         return self._planner.plan(requests, config)
+
+    @apply_forward_hook  # comes to the device when it is offloaded, as for planning
+    def rewrite(
+        self, conversations: Sequence[Conversation], config: WritingConfig, seeds: Sequence[int]
+    ) -> list[Conversation]:
+        """Reason about instructions, and put what it comes to in their place: `bernini.planner.cot.rewrite`."""
+        return rewrite(self.model, self.template, conversations, config, seeds)
 
 
 def write_planner(

@@ -170,6 +170,7 @@ def rewrite(
         prompt = conclusion(said.text) if said.ended else ""
         if not prompt:
             reason = "nothing" if said.ended else "no end"
-            warnings.warn(f"{request.key}: the planner's reasoning came to {reason}; the prompt stays", stacklevel=2)
+            where = f"{request.key}: " if request.key else ""
+            warnings.warn(f"{where}the planner's reasoning came to {reason}; the prompt stays", stacklevel=2)
         rewritten.append(thinking.with_prompt(prompt) if prompt else thinking)
     return rewritten

@@ -8,18 +8,26 @@ from typing import Any
 import pytest
 import torch
 from planners import write_planner_folder
+from servers import chat_server, say, send
 from torch import Tensor
 
 from bernini.cli import main
-from bernini.errors import CheckpointError, ConfigError, DataError
+from bernini.errors import CheckpointError, ConfigError, DataError, ServiceError
+from bernini.generate import GROUPS
 from bernini.media import probe_video, read_image, read_video, resize, write_image, write_video
+from bernini.pipeline import BerniniPipeline
+from bernini.presets import TYPES
+from bernini.reasoning import PROPAGATE, conclusion
 from bernini.tasks import TASKS
 from datamodules.toyworld import make_item
 
 TOY = str(Path(__file__).parents[2] / "assets" / "toy")
 FAST = ["--steps", "2"]
 PLANNED = ["--planning-steps", "2", "--planning-flow-steps", "1", "--mode", "vae_txt_vit_wapg"]
+DRAWN = ["--reasoning-tokens", "12", "--reasoning-temperature", "100"]  # noise, which ends or not as seeds have it
+ENDS, ENDLESS = 75, 0
 CONFIG, DATA, WEIGHTS = ConfigError.exit_code, DataError.exit_code, CheckpointError.exit_code
+SERVICE = ServiceError.exit_code
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +175,143 @@ def test_a_plan_is_kept_and_rendered_again(run: Callable[..., str], media: Path,
     assert "the plan cannot be read" in run(*ask, "--out", tmp_path / "e.mp4", "--plan", plan, code=DATA)
 
 
+def told(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def test_thinking_is_told_and_its_result_can_be_asked_for(
+    run: Callable[..., str], media: Path, planner: str, tmp_path: Path
+) -> None:
+    ask = ["--planner", planner, *FAST, *DRAWN, *PLANNED[:-2], "--seed", ENDS]
+    clip = ["--task", "v2v", "--video", media / "clip.mp4"]
+    for name, reasoning in (("text", "text"), ("seen", "vision"), ("again", "vision")):
+        run(*ask, *clip, "--prompt", "make it red", "--reasoning", reasoning, "--out", tmp_path / f"{name}.mp4")
+    text, seen = told(tmp_path / "text.mp4"), told(tmp_path / "seen.mp4")
+    assert text["thought"] and text["thought"] == seen["thought"] and text["settings"]["reasoning"] == "text"
+    assert text["explicit_prompt"] == seen["explicit_prompt"] == conclusion(text["thought"]) != text["prompt"]
+    assert (text["rendered_task"], text["rendered_prompt"]) == ("v2v", text["explicit_prompt"])
+    assert text["edited_frame"] is None and text["rewriter"] is None
+    assert (seen["task"], seen["rendered_task"], seen["rendered_prompt"]) == ("v2v", "vi2v", PROPAGATE)
+    assert seen["settings"]["mode"] == "rv2v_wapg" and seen["edited_frame"] == str(tmp_path / "seen.frame.png")
+    assert made(tmp_path / "seen.mp4").shape == (3, 7, 32, 64) == made(tmp_path / "text.mp4").shape
+    assert made(tmp_path / "seen.frame.png").shape == (3, 1, 32, 64)
+    for suffix in (".mp4", ".frame.png"):
+        first, again = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("seen", "again"))
+        assert first == again
+    run(*ask, *clip, "--prompt", text["explicit_prompt"], "--out", tmp_path / "direct.mp4")
+    assert (tmp_path / "direct.mp4").read_bytes() == (tmp_path / "text.mp4").read_bytes()
+    assert told(tmp_path / "direct.mp4")["thought"] is None
+
+
+def test_cases_think_each_in_its_own_way_whatever_the_ranks(
+    run: Callable[..., str], media: Path, planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = {"task": "v2v", "prompt": "make it red", "videos": [str(media / "clip.mp4")], "seed": ENDS}
+    rows = [
+        {"name": "a", **edit, "reasoning": "vision"},
+        {"name": "b", **edit},
+        {"name": "c", **edit, "seed": ENDLESS, "reasoning": "vision"},
+        {"name": "d", "task": "t2i", "prompt": "a red ring", "seed": ENDS, "reasoning": "text"},
+    ]
+    cases = write(tmp_path / "cases.json", rows)
+    ask = ["--cases", cases, "--planner", planner, *FAST, *DRAWN, *PLANNED[:-2]]
+    with pytest.warns(UserWarning, match=r"case 2: the planner's reasoning came to no end; the prompt stays"):
+        run(*ask, "--out", tmp_path / "together", "--batch-size", 4)
+    found = {row["name"]: told(tmp_path / "together" / f"{row['name']}{suffix(row['task'])}") for row in rows}
+    assert [found[name]["made_together"] for name in "abcd"] == [2, 1, 2, 1]
+    assert [found[name]["rendered_task"] for name in "abcd"] == ["vi2v", "v2v", "vi2v", "t2i"]
+    assert [found[name]["settings"]["seed"] for name in "abcd"] == [ENDS, ENDS, ENDLESS, ENDS]
+    assert found["b"]["thought"] is None and found["a"]["explicit_prompt"] == found["d"]["explicit_prompt"]
+    assert found["c"]["explicit_prompt"] == "make it red" and found["c"]["thought"]
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        run(*ask, "--out", tmp_path / "shared")
+    for row in rows:
+        one = told(tmp_path / "shared" / f"{row['name']}{suffix(row['task'])}")
+        assert all(one[key] == found[row["name"]][key] for key in ("thought", "explicit_prompt", "rendered_task"))
+    frames = [made(tmp_path / folder / "a.frame.png").int() for folder in ("together", "shared")]
+    assert (frames[0] - frames[1]).abs().max() <= 1
+
+
+def test_another_model_rewrites_what_it_is_to(
+    run: Callable[..., str], media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE_OF_KEY", "of-nobody")
+    edit = {"task": "v2v", "prompt": "make it red", "videos": [str(media / "clip.mp4")]}
+    cases = write(tmp_path / "cases.json", [{"name": "a", **edit}, {"name": "b", **edit, "rewrite": False}])
+    with chat_server() as server:
+        server.replies = [send("", 503), say("make the ring in video0 red")]
+        ask = ["--rewrite", server.url, "--rewrite-model", "some-model", "--rewrite-key", "PLACE_OF_KEY"]
+        run("--cases", cases, *ask, "--out", tmp_path / "out", "--batch-size", 2, *FAST)
+    assert [(headers["Authorization"], body["model"]) for headers, body in server.asked] == [
+        ("Bearer of-nobody", "some-model")
+    ] * 2
+    changed, kept = (told(tmp_path / "out" / f"{name}.mp4") for name in "ab")
+    assert changed["explicit_prompt"] == changed["rendered_prompt"] == "make the ring in video0 red"
+    assert changed["rewriter"] == {"url": server.url, "model": "some-model"} and changed["thought"] is None
+    assert kept["rendered_prompt"] == "make it red" and kept["explicit_prompt"] is kept["rewriter"] is None
+    direct = ["--task", "v2v", "--prompt", changed["explicit_prompt"], "--video", media / "clip.mp4", *FAST]
+    run(*direct, "--out", tmp_path / "direct.mp4")
+    assert (tmp_path / "direct.mp4").read_bytes() == (tmp_path / "out" / "a.mp4").read_bytes()
+    assert "of-nobody" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+def test_no_rewriter_no_output(run: Callable[..., str], tmp_path: Path) -> None:
+    with chat_server() as server:
+        server.replies = [send("go away", 400)]
+        ask = ["--task", "t2i", "--prompt", "a ring", "--rewrite", server.url, "--rewrite-model", "m", *FAST]
+        said = run(*ask, "--out", tmp_path / "a.png", code=SERVICE)
+    assert "the rewriter refused with status 400" in said and server.url in said
+    assert not (tmp_path / "a.png").exists() and not (tmp_path / "a.json").exists()
+
+
+THINK = ["--prompt", "x", "--planner", "{planner}", "--reasoning"]
+ELSEWHERE = ["--rewrite", "http://localhost:1/v1", "--rewrite-model", "m"]
+V2V = ["--task", "v2v", "--video", "{media}/clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        ([*V2V, "--prompt", "x", "--reasoning", "text"], CONFIG, "reasoning 'text' without a planner"),
+        ([*V2V, *THINK, "text", "--no-plan"], CONFIG, "reasoning 'text' without a planner"),
+        ([*V2V, *THINK, "loud"], CONFIG, "unknown reasoning 'loud'"),
+        ([*V2V, *THINK, "text", *ELSEWHERE], CONFIG, "reasoning 'text' beside a rewriter"),
+        (["--task", "t2v", *THINK, "vision"], CONFIG, "task t2v cannot be reasoned about with a frame"),
+        ([*V2V, *THINK, "text", "--prompt", " "], DATA, "there is no instruction to rewrite"),
+        ([*V2V, *ELSEWHERE], DATA, "there is no instruction to rewrite"),
+        ([*V2V, "--prompt", "x", *ELSEWHERE[:2]], CONFIG, "a rewriter without --rewrite-model"),
+        ([*V2V, "--prompt", "x", *ELSEWHERE[2:]], CONFIG, "a rewriter without --rewrite"),
+        ([*V2V, "--prompt", "x", "--rewrite-key", "K"], CONFIG, "a rewriter without --rewrite"),
+        ([*V2V, "--prompt", "x", *ELSEWHERE, "--rewrite-key", "NO_KEY"], CONFIG, "no key in the environment variable"),
+        ([*V2V, "--prompt", "x", "--rewrite", "here", "--rewrite-model", "m"], CONFIG, "url cannot be used"),
+    ],
+)
+def test_thoughts_that_cannot_be_are_refused_before_the_model_is_read(
+    run: Callable[..., str],
+    media: Path,
+    planner: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    what: str,
+) -> None:
+    monkeypatch.setattr(BerniniPipeline, "from_pretrained", None)
+    given = [argument.format(media=media, planner=planner) for argument in arguments]
+    assert what in run(*given, "--out", tmp_path / "out.mp4", code=code)
+
+
+def test_help_shows_every_setting_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(TYPES)
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')} " in said for name in TYPES) and "{none,text,vision}" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "what"),
     [
@@ -209,6 +354,9 @@ def test_mistakes_end_in_one_message(
         ([{"name": "a", "task": "t2v", "prompt": "x"}, {"name": "a", "task": "t2v", "prompt": "y"}], DATA, "two cases"),
         ([{"name": "a", "task": "t2v", "prompt": "x", "preset": ["r"]}], DATA, "preset is ['r']"),
         ([{"name": "a", "task": "t2v", "prompt": "x", "mode": "t3v"}], CONFIG, "unknown guidance mode"),
+        ([{"name": "a", "task": "t2v", "prompt": "x", "rewrite": "yes"}], DATA, "rewrite is 'yes'"),
+        ([{"name": "a", "task": "t2v", "prompt": "x", "rewrite": True}], CONFIG, "nobody to rewrite the prompt"),
+        ([{"name": "a", "task": "t2v", "prompt": "x", "reasoning": "text"}], CONFIG, "without a planner"),
         ([{"name": "a", "task": "r2v", "prompt": "x", "images": ["none.png"]}], DATA, "none.png"),
     ],
 )

@@ -6,14 +6,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from planners import SIZE
+from servers import Reply, Server, chat_server, say, send
 
 import bernini.cli
 from bernini.conversation import Conversation, Media, Message
@@ -25,22 +26,6 @@ from datamodules.toyworld import make_item
 
 KEY = "sk-of-nobody-but-this-test"
 EDIT = make_item("rv2v", 0, **SIZE)  # a clip and one image
-Reply = Callable[[BaseHTTPRequestHandler], None]
-
-
-def say(content: Any, status: int = 200, **choice: Any) -> Reply:
-    return send(json.dumps({"choices": [{"message": {"role": "assistant", "content": content}, **choice}]}), status)
-
-
-def send(body: str, status: int = 200, **headers: str) -> Reply:
-    def reply(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body.encode())), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body.encode())
-
-    return reply
 
 
 def late(handler: BaseHTTPRequestHandler) -> None:
@@ -68,44 +53,14 @@ def break_off(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b'{"choices": [')
 
 
-class Server(ThreadingHTTPServer):
-    """Gives the replies it is told to, the last one for ever, and keeps what it was asked."""
-
-    replies: list[Reply]
-    asked: list[tuple[dict[str, str], Any]]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are expected."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(({**self.headers, "path": self.path}, self.body))
-        replies = self.server.replies
-        (replies.pop(0) if len(replies) > 1 else replies[0])(self)
-
-    def log_message(self, *_: Any) -> None:
-        """Quietly."""
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server(("127.0.0.1", 0), Handler)
-    server.replies, server.asked = [say("ok")], []
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server() -> Iterator[Server]:
+    with chat_server() as server:
+        yield server
 
 
 def config_for(server: Server, **more: Any) -> RewriterConfig:
-    given = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "some-model", "timeout": 20.0, "wait": 0.01}
+    given = {"url": server.url, "model": "some-model", "timeout": 20.0, "wait": 0.01}
     return RewriterConfig(**{**given, **more})
 
 
@@ -174,7 +129,7 @@ def test_the_guide_is_right(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.replies = [say("put the ring of image0 there")]
     names = {"requests": [EDIT]}
-    exec(code.replace("http://localhost:8000", f"http://127.0.0.1:{server.server_port}"), names)
+    exec(code.replace("http://localhost:8000/v1", server.url), names)
     assert names["requests"][0].prompt == "put the ring of image0 there"
     assert server.asked[0][0]["Authorization"] == f"Bearer {KEY}"
 
@@ -214,7 +169,7 @@ def test_mishaps_that_do_not_end_are_one_error(name: str, server: Server) -> Non
     with pytest.raises(ServiceError, match="no answer that can be used in 2 attempts") as caught:
         rewrite(server, mishap, retries=1, timeout=0.6 if name in SLOW else 20.0)
     assert why in caught.value.why and len(server.asked) == 2
-    assert caught.value.where == f"{EDIT.key}, http://127.0.0.1:{server.server_port}/v1"
+    assert caught.value.where == f"{EDIT.key}, {server.url}"
 
 
 def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +181,7 @@ def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_at_home_is_one_error(server: Server) -> None:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = server.url
     server.server_close()
     with pytest.raises(ServiceError, match="no answer that can be used") as caught:
         Rewriter(RewriterConfig(url, "m", retries=0)).rewrite([EDIT])
