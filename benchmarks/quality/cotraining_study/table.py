@@ -67,17 +67,28 @@ class Records:
                 why="; ".join(f"{name}: seeds {self.seeds.get(name, [])}" for name in VARIANTS),
                 fix=f"train and score {', '.join(sorted(wanted))} and whatever else is compared from the same seeds",
             )
-        groups = [[v for v in self.runs if v not in ("before", "thinking")], ["before"], ["thinking"], [*self.runs]]
-        for variants, told in zip(groups, ("recipe", "recipe", "recipe", "settings"), strict=True):
-            facts = [self.facts[name] for variant in variants for name in self.runs.get(variant, ())]
-            values = [one["settings"] if told == "settings" else one["training"]["recipe"] for one in facts]
+        exposed = [name for variant in EXPOSED for name in self.runs.get(variant, ())]
+        alike = [
+            ("settings", [*self.facts]),
+            ("recipe", [*exposed, *self.runs["cold"]]),
+            ("recipe of the warm-up", exposed),
+            *(("recipe", self.runs.get(variant, [])) for variant in ("before", "thinking")),
+            *(("exposure", names) for names in self.runs.values()),
+        ]
+        for what, names in alike:
+            values = [self._told(name)[what] for name in names]
             if any(value != values[0] for value in values):
-                raise DataError(f"the runs differ in {told}", where=str(folder), fix="train and score them all alike")
-        for names in self.runs.values():
-            if any(self.facts[name]["training"]["exposure"] != self.exposure(names[0]) for name in names):
                 raise DataError(
-                    "the runs differ in exposure", where=str(folder), why=", ".join(names), fix="train them all alike"
+                    f"the runs differ in {what}",
+                    where=str(folder),
+                    why=f"{', '.join(names)} are compared",
+                    fix="train and score them all alike",
                 )
+
+    def _told(self, name: str) -> dict[str, Any]:
+        facts = self.facts[name]
+        begun = facts["start"] and facts["start"]["recipe"]
+        return {**facts["training"], "settings": facts["settings"], "recipe of the warm-up": begun}
 
     def exposure(self, name: str) -> dict[str, float]:
         """Shares of the plans that the renderer of a run was trained on."""
