@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cotrainings import WIDTH, make_cotraining_config, make_planner_folder
+from cotrainings import EVERY, WIDTH, make_cotraining_config, make_planner_folder
 from factories import callback, fit, make_wan_folder
 from planners import ADDED, make_planner_config
 
@@ -59,11 +59,11 @@ def write_run(folder: Path, variant: str, seed: int, shares: dict[str, float], a
     """Scores of four items of each category, of which a way gets so many edits done."""
     exposure = {"visible": 1.0, "true": 0.0, "planned": 0.0, "noised": 0.0}
     if variant in exposure:
-        exposure |= {"visible": 0.5, variant: 0.5}
+        exposure |= {"visible": 0.5, variant: 0.5, **({"level": 0.3} if variant == "noised" else {})}
     start = {"cold": "before", "before": "sight"}.get(variant, "warmup")
     recipe = {"steps": 7, "lr": 0.1, "tasks": {"v2v": 2, "t2v": 1}, "batch_size": 5, "length": 100}
     told = {"name": f"{variant}-{seed}", "start": f"{start}-{seed}", "banked": True, "recipe": recipe, "seed": seed}
-    told |= {"exposure": None if variant == "before" else exposure} | training
+    told |= {"whole": False, "exposure": None if variant == "before" else exposure} | training
     begun = {**told, "name": f"{start}-{seed}", "start": f"before-{seed}"}
     omegas = {"vid": 1.0, "img": 1.0, "txt": 2.0, "tgt": 1.0, "scale": 1.0}
     settings = {
@@ -134,9 +134,10 @@ def test_the_page_has_the_commands_that_made_it(tmp_path: Path) -> None:
     begun = [words[words.index("--model.init_from.planner") + 1].removeprefix("runs/cotraining/") for words in fits]
     assert begun == ["before-0/planner", "warmup-$seed/model", "before-0/planner", *["warmup-$seed/model"] * 2]
     exposed = {words[0]: words[words.index("--model.exposure") + 1] for words in fits if "--model.exposure" in words}
-    assert exposed == {"RUN=runs/cotraining/noised-$seed": "{visible: 0.5, noised: 0.5}"}
+    assert exposed == {"RUN=runs/cotraining/noised-$seed": "{visible: 0.5, noised: 0.5, level: 0.3}"}
     begin = "python -m benchmarks.quality.cotraining_study "
     score, table = (shlex.split(line.removeprefix(begin)) for line in lines[-2:])
+    assert study.parse(score).runs == [Path("runs/cotraining/{before,paper,cold,noised,thinking}-[0-9]*")]
     assert study.parse(score).omega_txt == 2 and study.parse(score).items == 4 and study.parse(table).verb == "table"
 
 
@@ -186,14 +187,16 @@ def runs(family: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     )
     config["trainer"]["callbacks"].append(callback("callbacks.SavePlanner", folder=f"{folders['before']}/planner"))
     _fit(config)
+    stages = [{"train": [part for part in EVERY if part != "vit"]}]  # one tower and one pair of probes for all
     for name, start in (("warmup", folders["before"] / "planner"), ("paper", folders["warmup"] / "model")):
-        config = make_cotraining_config(family, start, folders[name], 1, lr_scheduler=SCHEDULE)
+        config = make_cotraining_config(family, start, folders[name], 1, stages=stages, lr_scheduler=SCHEDULE)
         for part in ("SavePlanner", "SaveRenderer"):
             config["trainer"]["callbacks"].append(callback(f"callbacks.{part}", folder=f"{folders[name]}/model"))
         _fit(config)
     for name, start in (("cold", "before-0/planner"), ("thinking", "paper-0/model")):
         shutil.copytree(folders["paper"], folders[name])
         change(folders[name], "model.init_from.planner", str(root / start))
+    change(folders["thinking"], "model.init_from.renderer", str(folders["paper"] / "model"))
     change(folders["thinking"], "data.tasks", {"v2v": 1, "v2v/cot": 1})
     return folders
 
@@ -243,6 +246,7 @@ def test_from_fit_to_page(
 
     study.main(["table", *out, "--page", str(tmp_path / "docs" / "cotraining.md")])
     text = (tmp_path / "docs" / "cotraining.md").read_text()
+    assert text.count("--model.init_from.renderer runs/cotraining/paper-$seed/model") == 1  # of thinking
     assert "--trainer.max_steps 1 " in text and text.count("| with reasoning | true plan |") == 5 and "nan" not in text
 
     (tmp_path / "scores" / "cold-0" / "v2v-reason.json").unlink()  # goes on with what is missing, and with that alone

@@ -30,7 +30,7 @@ def score_runs(options: argparse.Namespace) -> None:
     omegas = Omegas(**{name: getattr(options, f"omega_{name}") for name in WEIGHTS}, scale=1.0)
     sampling = SamplingConfig(options.steps, mode=options.mode, omegas=omegas, max_pack=4 * options.batch)
     settings = Settings(exam_of(options), sampling)
-    runs = [Run.read(folder.resolve()) for folder in options.runs]
+    runs = [Run.read(folder.absolute()) for folder in options.runs]
     with mapping(options.workers) as mapped:
         device = torch.device(options.device)
         scorer = Scorer(settings, options.family, options.out, options.batch, device, mapped, stopwatch())

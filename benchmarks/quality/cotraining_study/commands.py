@@ -30,7 +30,7 @@ def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str,
     exam, sampling = settings["exam"], settings["sampling"]
     omegas = (f"--omega-{name} {value:g}" for name, value in sampling["omegas"].items() if value != 1)
     score = [
-        f"{program} score {' '.join(f'{folder}/{variant}-[0-9]*' for variant in runs)}",
+        f"{program} score {folder}/{{{','.join(runs)}}}-[0-9]*",
         f"--items {exam['items']} --probe-items {exam['probe_items']} --frames {exam['frames']} --size {exam['size']}",
         " ".join([f"--steps {sampling['steps']} --mode {sampling['mode']}", *omegas]),
     ]
@@ -64,6 +64,8 @@ def _fit(variant: str, training: Mapping[str, Any], first: Sequence[str]) -> str
     else:
         weights = "planner" if start.startswith("before") else "model"
         lines[1] += f"--model.init_from.planner runs/cotraining/{start}/{weights}"
+        if training["whole"]:
+            lines.append(f"--model.init_from.renderer runs/cotraining/{start}/{weights}")
         if exposure["visible"] < 1:
             lines.append(f"--model.exposure '{_flow({kind: share for kind, share in exposure.items() if share})}'")
     if variant == "thinking":

@@ -32,15 +32,18 @@ class Training:
     Attributes:
         name: The folder's.
         start: Name of the run whose planner it went on from.
+        whole: Whether from that run's renderer, too.
         banked: Whether from a bank.
         recipe: ``steps``, ``lr`` (its peak), ``tasks``, the parts of the mix, and what the data says of ``batch_size``
             and ``length``, the number of samples.
-        exposure: Shares of the plans that the renderer reads; null for a planner alone.
+        exposure: Shares of the plans that the renderer reads, and with noised ones the ``level`` of the noise; null for
+            a planner alone.
         seed: Of samples, masks and noise.
     """
 
     name: str
     start: str
+    whole: bool
     banked: bool
     recipe: dict[str, Any]
     exposure: dict[str, float] | None
@@ -56,7 +59,8 @@ class Training:
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text())
             model, data = config["model"]["init_args"], config["data"]["init_args"]
-            alone = isinstance(model["init_from"], str)
+            begun = model["init_from"]
+            alone = isinstance(begun, str)
             recipe = {
                 "steps": config["trainer"]["max_steps"],
                 "lr": model["lr_scheduler"]["init_args"]["max_lr"],
@@ -65,10 +69,11 @@ class Training:
             }
             return cls(
                 folder.name,
-                Path(model["init_from"] if alone else model["init_from"]["planner"]).parent.name,
+                Path(begun if alone else begun["planner"]).parent.name,
+                not alone and begun["planner"] == begun["renderer"],
                 "banked" in config["model"]["class_path"],
                 recipe,
-                None if alone else {kind: model["exposure"][kind] for kind in KINDS},
+                None if alone else _shares(model["exposure"]),
                 config["seed_everything"],
             )
         except (OSError, LookupError, TypeError, AttributeError) as error:
@@ -118,7 +123,7 @@ class Run:
             run._refuse(f"its seed is {training.seed}")
         if (training.exposure is None) != (run.variant == "before"):
             run._refuse("`before` is a planner that was trained alone, and all others are not")
-        shown = {kind for kind, share in (training.exposure or {}).items() if share} - {"visible"}
+        shown = {kind for kind in KINDS if (training.exposure or {}).get(kind)} - {"visible"}
         if run.variant != "thinking" and shown != {run.variant} & {*KINDS}:
             run._refuse(f"its renderer reads these plans: {training.exposure}")
         if any(task.endswith("/cot") for task in training.recipe["tasks"]) != (run.variant == "thinking"):
@@ -139,6 +144,11 @@ class Run:
             why=why,
             fix="train it as the name says, or give it another",
         )
+
+
+def _shares(exposure: dict[str, Any]) -> dict[str, float]:
+    shares: dict[str, float] = {kind: exposure[kind] for kind in KINDS}
+    return {**shares, "level": exposure["level"]} if shares["noised"] else shares
 
 
 def hash_weights(folders: Sequence[Path]) -> str:

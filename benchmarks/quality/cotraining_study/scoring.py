@@ -137,12 +137,11 @@ class Scorer:
             CheckpointError: A part of the model is missing or does not fit.
             ConfigError: There are scores of other weights, or with other settings.
         """
-        folders = [run.weights, *([self.family] if run.variant == "before" else [])]
         facts: dict[str, Any] = {
             "variant": run.variant,
             "training": asdict(run.training),
             "start": asdict(run.start) if run.start else None,
-            "weights": hash_weights(folders),
+            "weights": hash_weights([run.weights, self.family]),
             "settings": self.settings.told(),
         }
         facts = json.loads(json.dumps(facts))
@@ -153,6 +152,7 @@ class Scorer:
             return
         model = Model(run, self.family, self.settings.sampling, self.device)
         truth = self._truth_of(model)
+        facts["environment"] = environment()
         for part in todo:
             if part in ANSWERED:
                 found: dict[str, Any] = {"answers": answer(model.planner.model, truth.sheets.asked(part), self.batch)}
@@ -161,7 +161,7 @@ class Scorer:
                 found = self._rendered(model, truth, part, thinking=run.variant == "thinking")
                 told = ", ".join(f"{way} {_main(rows)}" for way, rows in found["scores"].items())
             with replacing(files[part]) as temporary:
-                temporary.write_text(json.dumps({**facts, "environment": environment(), **found}) + "\n")
+                temporary.write_text(json.dumps({**facts, **found}) + "\n")
             self.say(f"{run.folder.name}: {part}: {told}")
 
     def _truth_of(self, model: Model) -> Truth:

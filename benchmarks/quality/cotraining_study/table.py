@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.quality.bootstrap import DRAWS, Estimate, estimate, mean_of
 from benchmarks.quality.cotraining_study.commands import commands
@@ -265,7 +264,7 @@ def _recipes(records: Records) -> str:
     for variant, names in records.runs.items():
         training = records.facts[names[0]]["training"]
         recipe, shares = training["recipe"], training["exposure"] or {}
-        seen = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share)
+        seen = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share and kind != "level")
         batch = recipe.get("batch_size", sum(recipe["tasks"].values()))
         seeds = " ".join(map(str, records.seeds[variant]))
         start = training["start"].partition("-")[0]
@@ -283,8 +282,7 @@ def page(records: Records) -> str:
     """The page, in Markdown."""
     settings = next(iter(records.facts.values()))["settings"]
     exam, sampling, planning = settings["exam"], settings["sampling"], settings["planning"]
-    omegas = {name: value for name, value in sampling["omegas"].items() if name != "scale"}
-    guided = yaml.safe_dump(omegas, default_flow_style=True, sort_keys=False).strip()
+    guided = ", ".join(f"{name} {value:g}" for name, value in sampling["omegas"].items() if name != "scale")
     return f"""# Planner and renderer together
 
 What plans are worth to the toy renderer, and what co-training does to the toy planner. Held-out samples of the toy
@@ -293,9 +291,10 @@ pixels, are rendered by one and the same model with no plan, with the plan that 
 which shows the true embeddings of the target in the place of predicted ones. Noise is the same for all three. The
 verifier of `bernini bench toy` scores what was made.
 
-Guidance is fixed: mode `{sampling["mode"]}` with a plan, `{sampling["without"]}` without one, weights {guided}, where
-all 1 is none; {sampling["steps"]} steps of {sampling["solver"]}. Plans are predicted in {planning["steps"]} planning
-steps and {planning["flow_steps"]} flow steps, guidance txt {planning["txt"]:g} and img {planning["img"]:g}.
+Guidance is fixed: mode `{sampling["mode"]}` with a plan, `{sampling["without"]}` without one, weights {guided}; all 1
+is none, unless a mode projects. {sampling["steps"]} steps of {sampling["solver"]}. Plans are predicted in
+{planning["steps"]} planning steps and {planning["flow_steps"]} flow steps, guidance txt {planning["txt"]:g} and img
+{planning["img"]:g}.
 
 Figures are percentages, cosines times 100, means over items and over {len(records.seeds["paper"])} seed(s) of training,
 with 95 % intervals from {DRAWS:,} bootstrap draws of seeds and items, paired where two are compared. Few seeds make for
