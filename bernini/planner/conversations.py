@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from bernini.conversation import Conversation
 from bernini.errors import CheckpointError
 from bernini.planner.cot import WritingConfig, rewrite
 from bernini.planner.model import MLLM, PlannerConfig, PlannerModel, load_planner, save_planner
-from bernini.planner.planning import Plan, PlanningConfig
+from bernini.planner.planning import Plan, PlanningConfig, PlanRequest
 from bernini.planner.settings import PlannerSettings
 from bernini.planner.template import PlannerTemplate
 from bernini.planner.vision import TargetSize
@@ -89,11 +89,41 @@ class ConversationPlanner(nn.Module):
         Raises:
             DataError: A visual has no pixels or no size, or there are too many visuals or tokens of text.
         """
-        requests = [
+        return self._planner.plan(self._requests(conversations, seeds, sizes, negative), config)
+
+    @torch.no_grad()
+    def adopt(
+        self,
+        conversations: Sequence[Conversation],
+        embeds: Sequence[Tensor],
+        sizes: Sequence[TargetSize | None],
+        negative: str = "",
+    ) -> list[Plan]:
+        """Plans that show given embeddings, such as the true ones of a target.
+
+        Args:
+            conversations: What they are plans of.
+            embeds: ``[N, D]`` ViT embeddings of each.
+            sizes: As for planning.
+            negative: Likewise.
+
+        Raises:
+            DataError: As in planning, or embeddings are not those of so many tokens.
+        """
+        seeds = [0] * len(conversations)  # nothing is drawn
+        return self._planner.adopt(self._requests(conversations, seeds, sizes, negative), embeds)
+
+    def _requests(
+        self,
+        conversations: Sequence[Conversation],
+        seeds: Sequence[int],
+        sizes: Sequence[TargetSize | None],
+        negative: str,
+    ) -> list[PlanRequest]:
+        return [
             self.model.request(self.template.streams(conversation, negative, size), seed)
             for conversation, seed, size in zip(conversations, seeds, sizes, strict=True)
         ]
-        return self._planner.plan(requests, config)
 
     @apply_forward_hook  # comes to the device when it is offloaded, as for planning
     def rewrite(

@@ -169,6 +169,32 @@ class Planner:
             plans.update(zip(rows, self._plan_alike([requests[row] for row in rows], config), strict=True))
         return [plans[row] for row in range(len(requests))]
 
+    @torch.no_grad()
+    def adopt(self, requests: Sequence[PlanRequest], embeds: Sequence[Tensor]) -> list[Plan]:
+        """Plans that show given embeddings, such as the true ones of a target.
+
+        Args:
+            requests: What they are plans of.
+            embeds: ``[N, D]`` ViT embeddings of each.
+
+        Raises:
+            DataError: As `plan`, or embeddings are not those of so many tokens.
+        """
+        for request, own in zip(requests, embeds, strict=True):
+            found, wanted = tuple(own.shape), tuple(request.check().cond.embeds[request.cond.target].shape)
+            if found != wanted:
+                raise DataError("embeddings that are no plan of the target", why=f"they are {found}, it is {wanted}")
+        plans: dict[int, Plan] = {}
+        for rows in group(len(own) for own in embeds):
+            alike = [requests[row] for row in rows]
+            streams = [*(request.cond for request in alike), *(request.uncond for request in alike)]
+            reader = PrefixReader(self.text_model, streams, len(rows))
+            shown = torch.stack([embeds[row] for row in rows]).to(streams[0].embeds)
+            for at, (row, states) in enumerate(zip(rows, reader.targets(shown), strict=True)):
+                given, empty = reader.given(at), reader.given(len(rows) + at)
+                plans[row] = self._contexts(alike[at], shown[at], given, states, empty)
+        return [plans[row] for row in range(len(requests))]
+
     def _plan_alike(self, requests: Sequence[PlanRequest], config: PlanningConfig) -> list[Plan]:
         # Without sources imgcond is cond, so only img counts: with txt equal to it, imgcond cancels out.
         txt = config.img if requests[0].imgcond is None else config.txt

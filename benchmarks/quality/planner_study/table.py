@@ -64,11 +64,6 @@ def _estimate(runs: Sequence[Sequence[Record]], metric: str) -> Estimate:
     return estimate([statistic(records, metric) for records in runs], len(runs[0]))
 
 
-def _verdict(gap: Estimate) -> str:
-    low, high = gap.bounds
-    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
-
-
 def _all(records: Records, variant: str) -> str:
     body = [[name, *(records.plans(variant, name, metric).text() for metric in METRICS)] for name in PLANNED]
     return markdown(["", *(metric.replace("_", " ") for metric in METRICS)], body)
@@ -81,7 +76,7 @@ def _masks(records: Records) -> str:
         gaps = [
             records.plans("beta", category, metric) - records.plans("uniform", category, metric) for metric in SHOWN
         ]
-        body.append([category, *(f"{gap.text('+')} {_verdict(gap)}" for gap in gaps)])
+        body.append([category, *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *(metric.replace("_", " ") for metric in SHOWN)], body)
 
 
@@ -109,7 +104,7 @@ def _understanding(records: Records) -> str:
         after = [records.answers(variant, task) for task in ANSWERED]
         gaps = [own - records.answers("before", task) for own, task in zip(after, ANSWERED, strict=True)]
         body.append([VARIANTS[variant], *(own.text() for own in after)])
-        body.append([f"{VARIANTS[variant]}, less before", *(f"{gap.text('+')} {_verdict(gap)}" for gap in gaps)])
+        body.append([f"{VARIANTS[variant]}, less before", *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *ANSWERED], body)
 
 

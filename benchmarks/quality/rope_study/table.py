@@ -134,12 +134,8 @@ def _differences(records: Records) -> tuple[str, list[str]]:
 
 
 def _verdicts(gaps: Sequence[Estimate], counts: Sequence[int]) -> str:
-    def verdict(gap: Estimate) -> str:
-        low, high = gap.bounds
-        return "better" if low > 0 else "worse" if high < 0 else "not told apart"
-
     columns = _columns(counts)
-    return "; ".join(f"{verdict(gap)} with {column}" for gap, column in zip(gaps, columns, strict=True)) + "."
+    return "; ".join(f"{gap.verdict} with {column}" for gap, column in zip(gaps, columns, strict=True)) + "."
 
 
 def _beyond(records: Records, metric: str, keep: Callable[[int], Bools] | None = None) -> str:
