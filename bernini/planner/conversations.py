@@ -113,6 +113,13 @@ class ConversationPlanner(nn.Module):
         seeds = [0] * len(conversations)  # nothing is drawn
         return self._planner.adopt(self._requests(conversations, seeds, sizes, negative), embeds)
 
+    @apply_forward_hook  # comes to the device when it is offloaded, as for planning
+    def rewrite(
+        self, conversations: Sequence[Conversation], config: WritingConfig, seeds: Sequence[int]
+    ) -> list[Conversation]:
+        """Reason about instructions, and put what it comes to in their place: `bernini.planner.cot.rewrite`."""
+        return rewrite(self.model, self.template, conversations, config, seeds)
+
     def _requests(
         self,
         conversations: Sequence[Conversation],
@@ -124,13 +131,6 @@ class ConversationPlanner(nn.Module):
             self.model.request(self.template.streams(conversation, negative, size), seed)
             for conversation, seed, size in zip(conversations, seeds, sizes, strict=True)
         ]
-
-    @apply_forward_hook  # comes to the device when it is offloaded, as for planning
-    def rewrite(
-        self, conversations: Sequence[Conversation], config: WritingConfig, seeds: Sequence[int]
-    ) -> list[Conversation]:
-        """Reason about instructions, and put what it comes to in their place: `bernini.planner.cot.rewrite`."""
-        return rewrite(self.model, self.template, conversations, config, seeds)
 
 
 def write_planner(
