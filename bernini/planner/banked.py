@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ MEANS = {
 """What is logged: one sum over another."""
 
 
-class Sheets(NamedTuple):
+@dataclass(frozen=True)
+class Sheets:
     """B written samples as the planner reads them; see `bernini.planner.bank.PlanStack`.
 
     Attributes:
@@ -343,9 +345,7 @@ def record(one: nn.Module, planner: PlannerModel, batch_size: int, compile: bool
     device, config = planner.mask_tokens.device, planner.tower.config
     half, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     trained = any(p.requires_grad for p in planner.tower.parameters())
-    if trained and not has_varlen(
-        device, precision if half else torch.float32, config.hidden_size // config.num_heads
-    ):
+    if trained and not has_varlen(device, precision if half else torch.float32, config.hidden_size // config.num_heads):
         raise ConfigError(
             "the vision tower cannot be trained in CUDA graphs here",
             where="trainer.precision",

@@ -203,7 +203,9 @@ class StackedPass(nn.Module):
 
     def _describe(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of each of the pack's segments what it is, its sample and that one's first segment; each token's segment."""
-        kinds, owners, firsts = [], [], []
+        kinds: list[int] = []
+        owners: list[int] = []
+        firsts: list[int] = []
         for number in self._order:
             stack = self._bank.stacks[number]
             own = [*(CLIP if x.shape[2] > 1 else IMAGE for x in stack.sources), RENDERED]
@@ -211,9 +213,9 @@ class StackedPass(nn.Module):
                 owners += [owners[-1] + 1 if owners else 0] * len(own)
                 firsts += [len(kinds)] * len(own)
                 kinds += own
-        table = torch.tensor([kinds, owners, firsts], device=device)
+        kind, owner, first = torch.tensor([kinds, owners, firsts], device=device)
         lengths = self._template.segments[:, 1:4].prod(dim=1).long()
-        return *table.unbind(), torch.arange(len(kinds), device=device).repeat_interleave(lengths)
+        return kind, owner, first, torch.arange(len(kinds), device=device).repeat_interleave(lengths)
 
     def _lay_out(self, context_rows: Sequence[int]) -> Pack:
         """A pack with the segments of every batch."""
