@@ -45,7 +45,7 @@ ROWS = torch.cat([torch.arange(len(kind)) for kind in KINDS])
 OFTEN = {"text": 0.5, "image": 0.4, "video": 0.4, "plan": 0.4}
 EXPOSURES = {
     "visible": PlanExposure(),
-    "mixed": PlanExposure(visible=0.2, true=0.5, noised=0.3),
+    "mixed": PlanExposure(visible=0.2, true=0.4, noised=0.4),
 }
 
 
@@ -161,7 +161,7 @@ def test_a_batch_has_the_losses_and_gradients_of_its_samples_packed(
     wan: Path, planner: Path, train: list[Any], exposure: str
 ) -> None:
     module = make(wan, planner, train, exposure=EXPOSURES[exposure])
-    keys: list[tuple[str | int, ...]] = [("a", number) for number in range(len(SAMPLES))]
+    keys: list[tuple[str | int, ...]] = [(exposure, number) for number in range(len(SAMPLES))]
     one = module.make_pass(bank_of(module))
     examples, draws = draws_of(module, one, [draw_seed(module.seed, *key) for key in keys])
     if one._visual is False:
