@@ -54,7 +54,7 @@ class BankedCoTrainingModule(CoTrainingModule):
                     fix=f"set it to {fix}, or train with bernini.cotraining.module.CoTrainingModule",
                 )
         self.cuda_graphs = cuda_graphs
-        self._pass: Callable[[Tensor], Tensor] | None = None
+        self._passes: list[Callable[[Tensor], Tensor]] = []  # a list keeps it out of the module's weights
 
     def on_train_start(self) -> None:
         """Begin to gather losses."""
@@ -68,16 +68,16 @@ class BankedCoTrainingModule(CoTrainingModule):
     def _train(self, stages: list[Stage]) -> None:
         """As the parent; what was recorded of another stage is forgotten."""
         super()._train(stages)
-        self._pass = None
+        self._passes.clear()
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:  # type: ignore[override]
         """One pass; the losses weigh every hidden token, every label and every target alike."""
-        if self._pass is None:
-            self._pass = self._record(self._bank)
+        if not self._passes:
+            self._passes.append(self._record(self._bank))
         key = self.global_step, batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(draw_seed(self.seed, "train", *key))
         rows = batch.rows.to(self.device, non_blocking=True)
-        sums = self._pass(rows)
+        sums = self._passes[0](rows)
         self._sums.index_add_(0, self._bank.plans.task[self._bank.numbers(rows)].int(), sums.detach())
         return self.weigh(sums)
 

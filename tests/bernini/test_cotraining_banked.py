@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from cotrainings import EVERY, make_cotraining, make_planner_folder
+from cotrainings import EVERY, make_cotraining, make_cotraining_config, make_planner_folder
+from factories import build, fit, logged_rows, write_config
 from planners import SIZE
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bernini.bank import Bank
+from bernini.cli import main
 from bernini.conversation import Conversation
 from bernini.cotraining.bank import CoBank, CoStack
 from bernini.cotraining.banked import BankedCoTrainingModule
@@ -184,3 +185,131 @@ def test_a_batch_has_the_losses_and_gradients_of_its_samples_packed(
     assert {"dit", "ntp"} <= means.keys() and ("visual" in means) == (train != ["connector_gen"])
     torch.testing.assert_close(module.weigh(sums), loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(module, module.weigh(sums)), gradients(module, loss), rtol=1e-4, atol=1e-5)
+
+
+class Waiting(TorchDispatchMode):
+    """Lists operations that wait for the device, or that bring something from the host, which no graph records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+        if any(isinstance(x, Tensor) and x.dtype == torch.bool for x in by):
+            self.found.append(f"{name} by bool")
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "_unique2", "equal"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("train", [EVERY, ["connector_gen"]], ids=" ".join)
+def test_nothing_waits_for_the_device_or_comes_from_the_host(
+    wan: Path, planner: Path, train: list[Any], half: bool
+) -> None:
+    train = [part for part in train if part != "vit"]  # whose attention on the CPU is not that of a GPU
+    module = make(wan, planner, train, exposure=EXPOSURES["mixed"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
+        one = module.make_pass(bank_of(module))
+        with Waiting() as mode:
+            loss = module.weigh(one(ROWS))
+    with mode:
+        loss.backward()
+    assert not mode.found
+    with Waiting() as mode:
+        torch.ones(2)[torch.tensor([True, False])].sum().item()
+    assert {*mode.found} == {"lift_fresh", "index by bool", "_local_scalar_dense"}
+
+
+def test_what_is_lost_and_shown_has_the_asked_rates(wan: Path, planner: Path) -> None:
+    module = make(wan, planner, EVERY, exposure=EXPOSURES["mixed"])
+    one = module.make_pass(bank_of(module))
+    torch.manual_seed(0)
+    draws = [one.draw(ROWS) for _ in range(150)]
+    coins = torch.cat([d.coins for d in draws]).float()
+    assert coins.mean(0).tolist() == pytest.approx(list(OFTEN.values()), abs=0.04)
+    assert coins.T.corrcoef().triu(1).abs().max() < 0.06  # each is a coin of its own
+    beside = [d.beside for d in draws if d.beside is not None]
+    chosen, levels = torch.cat([b.chosen for b in beside]), torch.cat([b.levels for b in beside])
+    assert chosen.float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert not levels[~chosen].any() and 0.49 < levels.max() <= 0.5
+    assert (levels > 0).float().mean().item() == pytest.approx(0.4, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"gradient_checkpointing": True}, "no second forward"),
+        ({"exposure": PlanExposure(visible=0.5, planned=0.5)}, "no room for planning"),
+        ({"max_latent_frames": 2}, "latents of the length"),
+    ],
+)
+def test_what_a_bank_cannot_do_is_refused(wan: Path, planner: Path, more: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot be had from a bank\n.*{next(iter(more))}(.|\n)*{what}"):
+        make(wan, planner, EVERY, **more)
+
+
+# -- whole runs ---------------------------------------------------------------------------------------------------
+
+STAGES = [
+    {"train": ["connector_gen"], "until": 2},
+    {"train": [part for part in EVERY if part != "vit"]},
+]
+
+
+def config(wan: Path, planner: Path, run: Path, steps: int, **data: Any) -> dict[str, Any]:
+    """A run over all kinds of samples, with a stage that begins at its third step."""
+    made = make_cotraining_config(wan, planner, run, steps, stages=STAGES, exposure={"visible": 0.5, "noised": 0.5})
+    made["model"]["class_path"] = "bernini.cotraining.banked.BankedCoTrainingModule"
+    made["data"]["class_path"] = "datamodules.toyworld.cotrain_bank.ToyCoTrainBankDataModule"
+    tasks = {"t2i": 1, "rv2v": 1, "v2v/cot": 1, "und_img": 1}
+    given = {"vae": str(wan), "text": str(wan), "tasks": tasks, "batch_size": 12, "length": 32, **data}
+    made["data"]["init_args"] |= given
+    return made
+
+
+def test_a_resumed_fit_ends_where_an_unbroken_one_does(wan: Path, planner: Path, tmp_path: Path) -> None:
+    def stored(name: str) -> dict[str, Any]:
+        return torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+
+    whole = fit(config(wan, planner, tmp_path / "whole", 4))[0]["losses"]
+    broken: list[float] = []
+    moved = []
+    before = build(config(wan, planner, tmp_path / "fresh", 4), tmp_path).state_dict()
+    for steps in (1, 2, 4):
+        given = config(wan, planner, tmp_path / "broken", steps, folder=str(tmp_path / "bank"))
+        broken += fit(given, "--ckpt_path", "auto")[0]["losses"]
+        after = stored("broken")["state_dict"]
+        moved.append({name for name, x in after.items() if not torch.equal(x, before[name])})
+        before = after
+    assert len(whole) == 4 and broken == whole  # samples that were kept are those that were drawn
+    first, second = stored("whole"), stored("broken")
+    torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=0, atol=0)
+    states = (one["optimizer_states"][0]["state"] for one in (second, first))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert all(".proj_gen." in name for name in moved[0] | moved[1])
+    parts = (".proj_gen.", ".pred_vit.", ".vit_decoder.", ".mask_tokens", ".language_model.", "transformer_2.")
+    assert all(any(part in name for name in moved[2]) for part in parts)
+    assert not any(".visual." in name for name in moved[2])
+
+    rows = logged_rows(tmp_path / "whole")
+    for row, own in zip(rows, ({"dit", "ntp"}, {"dit", "ntp"}, *([{"dit", "ntp", "visual"}] * 2)), strict=True):
+        names = {name.removeprefix("train/") for name in row}
+        assert names & {"dit", "ntp", "visual"} == own and {"dit_t2i", "dit_rv2v", "dit_v2v", "thoughts"} <= names
+    assert {"val/loss", "val/dit_v2v", "val/plan_cosine"} <= logged_rows(tmp_path / "whole", "val")[0].keys()
+
+
+def test_a_bank_is_refused_that_does_not_fit(
+    wan: Path, planner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(code: int, **data: Any) -> str:
+        given = write_config(tmp_path / "given.yaml", config(wan, planner, tmp_path, 1, **data))
+        assert main(["fit", "-c", given]) == code
+        return capsys.readouterr().err
+
+    assert "no sample has a target" in refused(78, tasks={"und_img": 1})
+    assert "kinds of samples in a batch of 2" in refused(78, batch_size=2)
+    fit(config(wan, planner, tmp_path / "kept", 1, folder=str(tmp_path / "bank")))
+    assert "holds other samples" in refused(77, folder=str(tmp_path / "bank"), length=36)
