@@ -88,6 +88,9 @@ class PlanStack:
             DataError: The file is damaged, is something else, or was made from something else.
         """
         tensors, told = load_tensors(path, device, made_from)
+        if absent := {f.name for f in fields(cls) if f.name != "grid"} - tensors.keys():
+            why, fix = f"there is no {min(absent)} in it", "delete the file to have it made anew"
+            raise DataError("the file of samples is of an older version", where=str(path), why=why, fix=fix)
         rows, columns = map(int, told["grid"].split())
         return cls(**tensors, grid=(rows, columns))
 

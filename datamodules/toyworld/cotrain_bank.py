@@ -47,7 +47,8 @@ class ToyCoTrainBankDataModule(ToyWorldDataModule):
 
     For `bernini.cotraining.banked.BankedCoTrainingModule`. Every batch holds the same number of samples of each kind
     (task and number of sources; what has no target is one kind), about in proportion to what was drawn. Which ones is
-    a function of the seed and the batch's number alone. Validation batches are the parent's.
+    a function of the seed and the batch's number alone. Texts have at most as many rows as the module's ``text.rows``,
+    as in sampling. Validation batches are the parent's.
 
     Args:
         *args: As `ToyWorldDataModule`, but ``length`` samples are all there are, and an epoch goes over them once.
@@ -82,13 +83,19 @@ class ToyCoTrainBankDataModule(ToyWorldDataModule):
             plans, stacks = self._make(module, device)
             if self.folder:
                 save_costacks(self.folder, plans, stacks, made_from)
-        if len(stacks) > self.batch_size or stacks[0].clips is None:
-            none = stacks[0].clips is None
+        if stacks[0].clips is None:
             raise ConfigError(
-                "no sample has a target" if none else f"{len(stacks)} kinds of samples in a batch of {self.batch_size}",
-                where="data.init_args.tasks" if none else "data.init_args.batch_size",
-                why="a renderer learns from targets" if none else "a batch has some of every kind",
-                fix="add a task that makes an image or a clip" if none else f"{len(stacks)} or more, or fewer tasks",
+                "no sample has a target",
+                where="data.init_args.tasks",
+                why="a renderer learns from targets",
+                fix="add a task that makes an image or a clip",
+            )
+        if len(stacks) > self.batch_size:
+            raise ConfigError(
+                f"{len(stacks)} kinds of samples in a batch of {self.batch_size}",
+                where="data.init_args.batch_size",
+                why="a batch has some of every kind",
+                fix=f"{len(stacks)} or more, or fewer tasks",
             )
         self.bank = CoBank(tuple(stacks), tuple(shares([len(stack) for stack in stacks], self.batch_size)), plans)
 
