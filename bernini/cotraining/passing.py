@@ -156,11 +156,11 @@ class CoTrainingPass(nn.Module):
         count = self._clips.batch_size
         own, coins = rows[:count], draws.coins[:count]
         made = self.plans.planner.connector.for_gen(hidden[:count]).float().split(list(self._clips.counts))
-        kept = told[:count].split(list(self._clips.counts))
+        read = told[:count].split(list(self._clips.counts))
         texts = self._passes[0].texts(own, coins[:, COINS.index("text")])
-        parts = list(zip(texts, made, kept, self._told_rows, strict=True))
+        parts = list(zip(texts, made, read, self._told_rows, strict=True))
         contexts = [torch.cat([text, states[:, :end]], dim=1) for text, states, _, end in parts]
-        seen = [torch.cat([text.any(-1), own[:, :end]], dim=1) for text, _, own, end in parts]  # zeros fill texts
+        seen = [torch.cat([text.any(-1), some[:, :end]], dim=1) for text, _, some, end in parts]  # zeros fill texts
         sources = coins[:, COINS.index("image") : COINS.index("video") + 1] if self._drops_sources else None
         found = [
             render.measure(own, noises, contexts, seen, sources)
@@ -181,5 +181,5 @@ class CoTrainingPass(nn.Module):
 
 def _trimmed(stack: Stack) -> Stack:
     """A stack without the rows that fill every text."""
-    rows = int(torch.cat([stack.text, stack.dropped[None]]).any(-1).sum(1).max())
+    rows = max(int(x.any(-1).sum(-1).max()) for x in (stack.text, stack.dropped))
     return replace(stack, text=stack.text[:, :rows], dropped=stack.dropped[:rows])
