@@ -77,8 +77,8 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def swap_out(self, pl_module: L.LightningModule) -> None:
-        """Put the live weights back."""
-        for name, parameter in _trained(pl_module).items():
+        """Put the live weights back, if they are aside; a run that fails early may have no weights at all."""
+        for name, parameter in (_trained(pl_module) if self._live else {}).items():
             if name in self._live:
                 _local(parameter).copy_(self._live.pop(name))
 

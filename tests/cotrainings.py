@@ -33,7 +33,9 @@ def make_planner_folder(folder: Path) -> Path:
     return folder
 
 
-def make_cotraining(wan: Path, planner: Path, train: list[Any], **more: Any) -> CoTrainingModule:
+def make_cotraining(
+    wan: Path, planner: Path, train: list[Any], kind: type[CoTrainingModule] = CoTrainingModule, **more: Any
+) -> CoTrainingModule:
     """A module with its weights, outside of a run, in a stage that trains some parts."""
     given = {
         "expert": "both",
@@ -45,7 +47,7 @@ def make_cotraining(wan: Path, planner: Path, train: list[Any], **more: Any) -> 
         "sampling": SamplingConfig(**SAMPLING),
         "gradient_checkpointing": False,
     }
-    module = CoTrainingModule(TOKENIZER, str(wan), InitFrom(str(planner), str(wan)), **{**given, **more})
+    module = kind(TOKENIZER, str(wan), InitFrom(str(planner), str(wan)), **{**given, **more})
     module.configure_model()
     return module
 

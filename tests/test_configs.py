@@ -25,9 +25,10 @@ FILES = sorted(
 )  # see test_sweeps.py
 CONTENTS: dict[Path, dict[str, Any]] = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RUNS = [file for file, content in CONTENTS.items() if "seed_everything" in content]
-BANKED = ROOT / "configs" / "toy" / "banked.yaml"
+BANKED, COBANKED = (ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("banked", "cobanked"))
 PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner", "cot")]
-OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED)]
+COTRAININGS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("warmup", "cotrain")]
+OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED, COBANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
 
 
@@ -108,6 +109,18 @@ def test_planner_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhe
     for part in ("model", "data"):
         assert trained[part]["class_path"] == asked[part]["class_path"]
     assert {name.name for name in elsewhere.glob("runs/*/planner/*")} == {"bernini", "mllm"}
+
+
+@pytest.mark.parametrize("file", COTRAININGS, ids=name)
+def test_cotraining_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
+    arguments = [*tiny(file, wan, shards), f"--data.vae={wan}", f"--data.text={wan}", "--trainer.precision=32-true"]
+    arguments = [*arguments, "--data.batch_size=32", "--data.length=64", "--model.compile=false"]
+    assert main(["fit", "-c", str(file), "-c", str(COBANKED), *arguments]) == 0
+    trained, asked = (yaml.safe_load(path.read_text()) for path in (next(elsewhere.rglob("config.yaml")), COBANKED))
+    for part in ("model", "data"):
+        assert trained[part]["class_path"] == asked[part]["class_path"]
+    (folder,) = elsewhere.glob("runs/*/model")
+    assert {"bernini", "mllm"} <= {path.name for path in folder.iterdir()}
 
 
 def test_thinking_is_a_fifth_of_the_planners_mix() -> None:

@@ -203,11 +203,12 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         temb, modulation, context, _ = self.condition_embedder(pack.timesteps, text)
         modulation = modulation.unflatten(1, (6, -1))
         sample_index = self_lengths = cross_lengths = None
-        if len(pack.token_lengths) > 1:
+        if len(pack.token_lengths) > 1 or pack.token_seen is not None or pack.context_seen is not None:
             sample_index = pack.sample_index
             tokens, rows, starts = pack.token_lengths, pack.context_lengths, pack.token_starts
-            self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts)
-            cross_lengths = Lengths(tuple(zip(tokens, rows, strict=True)), starts, pack.context_starts)
+            self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts, pack.token_seen)
+            pairs = tuple(zip(tokens, rows, strict=True))
+            cross_lengths = Lengths(pairs, starts, pack.context_starts, pack.context_seen)
         if self.segment_encoding == "embedding":
             x = x + self.segment_embedding(pack.segments, pack.tokens)
         contexts: Sequence[Tensor | KeysValues] = [context] * len(self.blocks)

@@ -77,10 +77,14 @@ class ToyPlanBankDataModule(ToyWorldDataModule):
 
     def _made_from(self, template: PlannerTemplate) -> str:
         """The world, how many samples of it, and how they are written."""
-        words = hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
-        return f"{self._train}, {self.length} samples, {template.vision}, tokenizer {words}"
+        return f"{self._train}, {self.length} samples, {template.vision}, tokenizer {words_of(template)}"
 
     def train_dataloader(self) -> Loader:
         """Rows of the bank, from the cursor on; an epoch is one pass over as many samples as were drawn."""
         assert self.bank is not None
         return rows_loader(self, self.bank, self.length, self.seed)
+
+
+def words_of(template: PlannerTemplate) -> str:
+    """A hash of the tokenizer that writes samples."""
+    return hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]

@@ -55,6 +55,21 @@ def assert_same_gradients(model, found, expected, relative_error, tolerance=1e-5
 
 
 @few
+@given(lengths=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1), seed=st.integers(0, 99))
+def test_keys_that_are_not_seen_might_as_well_not_be_there(lengths, seed, randn):
+    draw, generator = randn(seed), torch.Generator().manual_seed(seed)
+    keys = [k for _, k in lengths]
+    q, k, v = (draw(sum(n), 2, 8) for n in ([n for n, _ in lengths], keys, keys))
+    seen = torch.rand(sum(keys), generator=generator) < 0.5
+    seen[torch.tensor([0, *keys[:-1]]).cumsum(0)] = True  # one of each sample
+    whole = Lengths.of(lengths, "cpu")
+    whole.seen = seen
+    kept = Lengths.of([(n, int(own.sum())) for (n, _), own in zip(lengths, seen.split(keys), strict=True)], "cpu")
+    expected = packed_attention(q, k[seen], v[seen], kept, "native")
+    torch.testing.assert_close(packed_attention(q, k, v, whole, "native"), expected, rtol=1e-5, atol=1e-6)
+
+
+@few
 @given(first=samples, second=samples)
 def test_packed_samples_do_not_see_each_other(first, second, tiny_model, randn, relative_error):
     model, draw = tiny_model(), randn(0)

@@ -9,6 +9,7 @@ from factories import callback, fit, logged_rows
 from planners import make_planner, make_planner_config
 from torch import Tensor
 
+from bernini.bank import save_tensors
 from bernini.cli import main
 from bernini.conversation import Conversation
 from bernini.dropout import DropoutConfig
@@ -219,6 +220,14 @@ def test_kept_samples_serve_a_second_fit_unless_they_are_of_another_world(
     given = str(tmp_path / "second" / "given.yaml")
     assert main(["fit", "-c", given, "--data.file", str(tmp_path / "bank.safetensors"), "--data.length", "54"]) == 77
     assert "holds other samples" in capsys.readouterr().err
+
+
+def test_kept_samples_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    tensors, file = bank_of(make_planner()).tensors(), tmp_path / "bank.safetensors"
+    del tensors["length"]
+    save_tensors(file, tensors, "this world", grid="4 4")
+    with pytest.raises(DataError, match=r"older version\n.*bank.safetensors\n.*no length in it"):
+        PlanStack.load(file, torch.device("cpu"), "this world")
 
 
 def test_a_bank_holds_both_halves_of_samples_with_reasoning(tmp_path: Path) -> None:
