@@ -91,22 +91,17 @@ class BankedCoTrainingModule(CoTrainingModule):
         experts = len(self.renderer.models)  # whose losses add up
         return self.loss.ntp * ntp + self.loss.visual * visual + self.loss.dit * experts * dit
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Every ``log_every_n_steps`` steps, log means over all samples since the last time."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
-            self._gather()
-        super().on_before_optimizer_step(optimizer)
-
-    def _gather(self) -> None:
-        """Hand the sums of all tasks over to the table of means."""
+    def _trained_means(self) -> dict[str, Tensor]:
+        """Means of all samples since the last call."""
         add_sums(self._trained, self._sums[:, : len(PLAN_SUMS)])
         dit, rendered = self._sums[:, len(PLAN_SUMS) :].unbind(1)
         rows = [("dit", f"dit_{task}") if task in TASKS else () for task in NAMES]
         self._trained.add(dit, rows, rendered.tolist())
         self._sums = torch.zeros_like(self._sums)
         # The progress bar waits for what it shows, so that it gets no more than the loggers.
-        self.log("train/loss", self._means(self._trained)["loss"], prog_bar=True, logger=False, batch_size=1)
+        means = super()._trained_means()
+        self.log("train/loss", means["loss"], prog_bar=True, logger=False, batch_size=1)
+        return means
 
     def make_pass(self, bank: CoBank) -> CoTrainingPass:
         """What a step of this stage runs."""
