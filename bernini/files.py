@@ -33,6 +33,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, which appears whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``folder``; on success it takes that name, on an error it goes.

@@ -12,11 +12,12 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.quality.cotraining_study import __doc__ as about
 from benchmarks.quality.cotraining_study.runs import Run
 from benchmarks.quality.cotraining_study.scoring import Scorer, Settings
-from benchmarks.quality.cotraining_study.table import write_page
+from benchmarks.quality.cotraining_study.table import Records, page
 from benchmarks.quality.plans.options import add_exam, exam_of
 from benchmarks.quality.scoring import mapping
 from benchmarks.quality.toy import ToyBenchmark
 from benchmarks.speed.command import run_command, stopwatch
+from bernini.files import write_text
 from bernini.flow.guidance import PLANNED_MODES, Omegas
 from bernini.renderer.sampling import SamplingConfig
 
@@ -40,7 +41,7 @@ def score_runs(options: argparse.Namespace) -> None:
 
 def make_table(options: argparse.Namespace) -> None:
     """Write the page."""
-    write_page(options.out, options.page)
+    write_text(options.page, page(Records(options.out)))
     print(options.page)
 
 

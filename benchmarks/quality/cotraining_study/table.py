@@ -18,7 +18,6 @@ from benchmarks.quality.plans.figures import statistic
 from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import DataError
-from bernini.files import replacing
 
 WAYS = {"without": "no plan", "predicted": "predicted plan", "true": "true plan"}
 THINKING = {"predicted": "none", "text": "text", "vision": "vision"}
@@ -352,18 +351,3 @@ A moving average of the weights is scored. Scored on:
 {commands(records.runs, records.facts)}
 ```
 """
-
-
-def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a study.
-
-    Args:
-        folder: Folder of the study.
-        path: Markdown file.
-
-    Raises:
-        DataError: Runs are missing, or cannot be compared.
-    """
-    text = page(Records(folder))
-    with replacing(path) as temporary:
-        temporary.write_text(text)

@@ -12,10 +12,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.quality.planner_study import __doc__ as about
 from benchmarks.quality.planner_study.scoring import Run, Scorer
-from benchmarks.quality.planner_study.table import write_page
+from benchmarks.quality.planner_study.table import Records, page
 from benchmarks.quality.plans.options import add_exam, exam_of
 from benchmarks.speed.command import run_command, stopwatch
-from bernini.files import replacing
+from bernini.files import replacing, write_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +35,7 @@ def score_runs(options: argparse.Namespace) -> None:
 
 def make_table(options: argparse.Namespace) -> None:
     """Write the page."""
-    write_page(options.out, options.page)
+    write_text(options.page, page(Records(options.out)))
     print(options.page)
 
 

@@ -13,7 +13,6 @@ from benchmarks.quality.plans.figures import METRICS, statistic
 from benchmarks.quality.plans.measuring import GALLERY, Record
 from benchmarks.quality.tables import markdown
 from bernini.errors import DataError
-from bernini.files import replacing
 
 VARIANTS = {"beta": "Beta masks", "uniform": "uniform masks", "silent": "Beta masks, no language loss"}
 SHOWN = ("retrieval@1", "probe_relative", "cosine")
@@ -220,18 +219,3 @@ Answers that greedy decoding gives rightly, word for word, before and after plan
 {_commands(records)}
 ```
 """
-
-
-def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a study.
-
-    Args:
-        folder: Folder of the study.
-        path: Markdown file.
-
-    Raises:
-        DataError: Runs are missing, or cannot be compared.
-    """
-    text = page(Records(folder))
-    with replacing(path) as temporary:
-        temporary.write_text(text)

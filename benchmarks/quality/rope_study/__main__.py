@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.quality.rope_study.items import Clips
 from benchmarks.quality.rope_study.scoring import Run, Scorer, write_scores
-from benchmarks.quality.rope_study.table import write_page
+from benchmarks.quality.rope_study.table import Records, page
 from benchmarks.quality.scoring import mapping
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
+from bernini.files import write_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,7 +38,7 @@ def score_runs(options: argparse.Namespace) -> None:
 
 def make_table(options: argparse.Namespace) -> None:
     """Write the page."""
-    write_page(options.out, options.page)
+    write_text(options.page, page(Records(options.out)))
     print(options.page)
 
 

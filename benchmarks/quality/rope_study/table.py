@@ -16,7 +16,6 @@ from benchmarks.quality.rope_study.items import BEYOND, COMPARED, TRAINED
 from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import DataError
-from bernini.files import replacing
 
 Bools = NDArray[np.bool_]
 Cell = tuple[str, int, str]
@@ -288,18 +287,3 @@ def _others(records: Records) -> str:
     """Tables of the verifier's own scores."""
     names = ("identity", "attributes", "motion")
     return "\n\n".join(f"{name.capitalize()}: {METRICS[name]}.\n\n{_compared(records, name)}" for name in names)
-
-
-def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a study.
-
-    Args:
-        folder: Folder of the study.
-        path: Markdown file.
-
-    Raises:
-        DataError: Runs are missing, or cannot be compared.
-    """
-    text = page(Records(folder))
-    with replacing(path) as temporary:
-        temporary.write_text(text)
