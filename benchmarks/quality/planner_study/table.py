@@ -68,13 +68,11 @@ def _all(records: Records, variant: str) -> str:
     return markdown(["", *(metric.replace("_", " ") for metric in METRICS)], body)
 
 
-def _masks(records: Records) -> str:
-    """Beta less uniform masks."""
+def _less(records: Records, one: str, other: str) -> str:
+    """What plans of one variant are better by than those of another."""
     body = []
     for category in PLANNED:
-        gaps = [
-            records.plans("beta", category, metric) - records.plans("uniform", category, metric) for metric in SHOWN
-        ]
+        gaps = [records.plans(one, category, metric) - records.plans(other, category, metric) for metric in SHOWN]
         body.append([category, *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *(metric.replace("_", " ") for metric in SHOWN)], body)
 
@@ -105,6 +103,17 @@ def _understanding(records: Records) -> str:
         body.append([VARIANTS[variant], *(own.text() for own in after)])
         body.append([f"{VARIANTS[variant]}, less before", *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *ANSWERED], body)
+
+
+def _price(records: Records) -> str:
+    """What the language loss takes from plans; nothing where no run went without it."""
+    if "silent" not in records.runs:
+        return ""
+    return f"""
+Plans under {VARIANTS["beta"]}, less those of {VARIANTS["silent"]}:
+
+{_less(records, "beta", "silent")}
+"""
 
 
 def _fit(recipe: dict[str, Any], config: str, run: str, more: Sequence[str] = ()) -> str:
@@ -182,7 +191,7 @@ from {exam["probe_items"]:,} targets of training samples, images and clips apart
 
 ## Beta masks less uniform masks
 
-{_masks(records)}
+{_less(records, "beta", "uniform")}
 
 ## Planning steps
 
@@ -207,6 +216,7 @@ Off is txt 1 and img 1. Without sources only img counts, so on and off are the s
 Answers that greedy decoding gives rightly, word for word, before and after planner training.
 
 {_understanding(records)}
+{_price(records)}
 
 ## How it was made
 
