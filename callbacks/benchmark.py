@@ -19,7 +19,7 @@ from benchmarks.quality.folder import MANIFEST, RunFolder, Shard, describe
 from benchmarks.quality.generating import batches, produce
 from benchmarks.quality.interface import Benchmark, Cell, Item, coverage, is_comparable, subset
 from benchmarks.quality.records import Records
-from benchmarks.quality.sampler import Renderer, sampling_facts
+from benchmarks.quality.sampler import Trained, sampling_facts
 from benchmarks.quality.scoring import append_scores, judge_file
 from benchmarks.quality.summary import failures, summarise, write_summary
 from benchmarks.quality.tables import write_inputs
@@ -103,10 +103,10 @@ class BenchmarkCallback(L.Callback):
         scored: list[tuple[str, str, float]] = []
         with _modes_kept(module), weights:
             module.eval()
-            renderer = Renderer(module)
+            sampler = Trained(module)
             for batch in batches(_share(self._items, folder.shard) if ready else [], self.batch_size):
                 with _surviving("a batch failed"):
-                    folder.generated.append(produce(self.benchmark, batch, renderer, folder, module.sampling.seed))
+                    folder.generated.append(produce(self.benchmark, batch, sampler, folder, module.sampling.seed))
                     results = [judge_file(self.benchmark, folder.root, item) for item in batch]
                     append_scores(folder, results)
                     for item, found in results:

@@ -26,7 +26,7 @@ from benchmarks.quality.rope_study.items import (
     read_output,
     settings,
 )
-from benchmarks.quality.sampler import Ceiling, Renderer, Sampler, load_renderer
+from benchmarks.quality.sampler import Ceiling, Model, Sampler, load_sampler
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.conversation import Conversation
 from bernini.errors import DataError
@@ -128,28 +128,27 @@ class Scorer:
             steps: Solver steps.
         """
         records: list[Record] = []
-        renderer = self._renderer(run, steps)
-        module = renderer.module
+        sampler = self._sampler(run, steps)
         for count, numbering in settings(run.encoding):
-            module.sampling = replace(module.sampling, beyond_trained=NUMBERINGS[numbering])
-            records += self._records(run.folder.name, renderer, run.clips, count, numbering)
+            sampler.sampling = replace(sampler.sampling, beyond_trained=NUMBERINGS[numbering])
+            records += self._records(run.folder.name, sampler, run.clips, count, numbering)
         facts = {"encoding": run.encoding, "seed": run.seed, "recipe": run.recipe, "loss": run.loss}
-        parameters = sum(p.numel() for p in module.renderer.parameters())
+        parameters = sum(p.numel() for p in sampler.renderer.experts.parameters())
         facts |= {"parameters": parameters, "sampling_steps": steps, **self._facts(run.clips)}
         return {**facts, "environment": environment(), "records": records}
 
     def _facts(self, clips: Clips) -> dict[str, Any]:
         return {"data": {**asdict(clips), "held_out": self.items}}
 
-    def _renderer(self, run: Run, steps: int) -> Renderer:
-        defaults = ToyBenchmark.defaults
+    def _sampler(self, run: Run, steps: int) -> Model:
+        mode, omega = ToyBenchmark.defaults["guidance"][False]
         config = SamplingConfig(
             steps=steps,
-            mode=defaults["mode"],
-            omegas=Omegas(**defaults["omega"]),
+            mode=mode,
+            omegas=Omegas(**omega),
             max_pack=2 * self.batch,  # with and without text
         )
-        return load_renderer(
+        return load_sampler(
             run.folder,
             lora=None,
             vae=ASSETS,

@@ -29,7 +29,7 @@ METRICS = {
     "motion": "the verifier's `motion`: things that move as the text says",
     "copied": "things that look like one of the images, whichever",
 }
-GUIDANCE: float = ToyBenchmark.defaults["omega"]["txt"]
+GUIDANCE: float = ToyBenchmark.defaults["guidance"][False][1]["txt"]
 
 
 def estimate(values: Floats) -> Estimate:
