@@ -40,6 +40,13 @@ toy-family: $(DEMO) ## train assets/toy anew on a GPU and score it; opens in run
 	@$(BIN)python3 -m datamodules.toyworld.family assets/toy
 	@$(BIN)bernini fit -c configs/toy/family.yaml
 	@$(BIN)bernini bench run toy --out runs/toy-family/bench --bounds --workers 8
+	@$(BIN)bernini fit -c configs/toy/sight.yaml -c configs/toy/banked.yaml --data.length 240000 --trainer.max_steps 11000 \
+		--model.lr_scheduler.init_args.total_steps 11000 --model.lr_scheduler.init_args.max_lr 2e-3
+	@$(BIN)bernini fit -c configs/toy/planner.yaml -c configs/toy/banked.yaml
+	@rm -rf runs/toy-planner/float16
+	@$(BIN)bernini export model runs/toy-planner/planner --to planner --dtype float16 --out runs/toy-planner/float16
+	@cp -R runs/toy-planner/float16/. assets/toy/planner
+	@$(BIN)python3 -m benchmarks.quality.plans --model assets/toy/planner --out runs/plans/toy
 
 clean: ## remove the environment, caches and build outputs; runs/ and data/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,7 @@
 """`bernini bench`: make, score and tabulate the outputs of a model on a benchmark."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cache
@@ -20,7 +20,7 @@ from benchmarks.quality.sampler import (
     Ceiling,
     Sampler,
     is_edit,
-    load_renderer,
+    load_sampler,
     model_facts,
     sampling_facts,
     unedited,
@@ -31,6 +31,7 @@ from benchmarks.quality.tables import write_page
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
 from bernini.flow.guidance import Omegas
+from bernini.planner.model import FOLDER as PLANNER
 from bernini.renderer.sampling import SamplingConfig
 from bernini.suggest import closest
 from bernini.text.encoder import context_rows
@@ -71,7 +72,8 @@ def make(options: Namespace) -> None:
     """The stage `generate`."""
     benchmark = _benchmark(options)
     items = _items(benchmark)
-    config = _sampling(options)
+    planned = (options.model / PLANNER).is_dir() and not options.no_plan
+    config = _sampling(options, planned)
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     )
@@ -83,11 +85,15 @@ def make(options: Namespace) -> None:
     tasks = list(dict.fromkeys(item.task for item in items))
     rows = options.text_rows or context_rows(paths["text"])
     identity = {
-        "model": model_facts(options.model, **paths),
-        "sampling": sampling_facts(config, tasks)
+        "model": model_facts(options.model, **paths, planned=planned),
+        "sampling": sampling_facts(config, tasks, planned)
         | {"text_rows": rows, "dtype": options.dtype, "autocast": device.type == "cuda"},
     }
-    sampler = load_renderer(options.model, **paths, rows=rows, config=config, dtype=options.dtype, device=device)
+    sampler = load_sampler(
+        options.model, **paths, rows=rows, config=config, dtype=options.dtype, device=device, planned=planned
+    )
+    if planned:
+        identity["sampling"]["planning"] = asdict(sampler.planning)
     folder = RunFolder(options.out, options.shard)
     folder.start({**describe(benchmark, items, len(items)), **identity}, environment())
     _generate(benchmark, items, sampler, folder, config.seed, options.batch_size)
@@ -149,9 +155,11 @@ def _items(benchmark: Benchmark) -> Sequence[Item]:
     return benchmark.items()
 
 
-def _sampling(options: Namespace) -> SamplingConfig:
+def _sampling(options: Namespace, planned: bool) -> SamplingConfig:
+    usual, weights = options.guidance[planned]
+    mode, omega = options.mode or usual, weights if options.omega is None else options.omega
     known = asdict(Omegas())
-    if unknown := options.omega.keys() - known.keys():
+    if unknown := omega.keys() - known.keys():
         name = min(unknown)
         raise ConfigError(
             f"unknown weight {name!r}", where="--omega", why=f"there are {', '.join(known)}", fix=closest(name, known)
@@ -159,8 +167,8 @@ def _sampling(options: Namespace) -> SamplingConfig:
     return SamplingConfig(
         steps=options.steps,
         shift=options.shift,
-        mode=None if options.mode == "task" else options.mode,
-        omegas=Omegas(**options.omega),
+        mode=None if mode == "task" else mode,
+        omegas=Omegas(**omega),
         seed=options.sampling_seed,
     )
 
@@ -270,8 +278,9 @@ def _add_settings(parser: ArgumentParser, kind: type[Benchmark]) -> None:
 
 def _add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add = parser.add_argument_group("model and sampling").add_argument
-    folder = "diffusers folder with transformer/ and maybe transformer_2/"
+    folder = "diffusers folder with transformer/, maybe transformer_2/, and maybe a planner's bernini/ and mllm/"
     add("--model", type=Path, required="model" not in kind.defaults, help=f"{folder} (default: %(default)s)")
+    add("--no-plan", action="store_true", help="render from the text alone, although the model has a planner")
     add("--lora", type=Path, help="LoRA to merge: a folder, a run or a file")
     add("--vae", type=Path, help="folder of the VAE (default: the model's)")
     add("--text", type=Path, help="folder with text_encoder/ and tokenizer/ (default: the model's)")
@@ -279,9 +288,10 @@ def _add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     config = SamplingConfig()
     add("--steps", type=int, default=config.steps, help="solver steps (default: %(default)s)")
     add("--shift", type=float, default=config.shift, help="flow shift (default: %(default)s)")
-    add("--mode", help="guidance mode of all tasks; `task` is each task's own (default: %(default)s)", default="task")
-    weights = "guidance weights: vid, img, txt, scale (default: %(default)s)"
-    add("--omega", type=_weights, default={}, metavar="txt=4,img=4.5", help=weights)
+    guidance = kind.defaults.get("guidance", dict.fromkeys((False, True), ("task", {})))
+    shown = "{}, with a plan {}".format(*(f"{mode} {_told(omega)}".strip() for mode, omega in guidance.values()))
+    add("--mode", help=f"guidance mode of all tasks; `task` is each task's own (default of both: {shown})")
+    add("--omega", type=_weights, metavar="txt=4,img=4.5", help="guidance weights: vid, img, txt, tgt, scale")
     add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
@@ -290,7 +300,7 @@ def _add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     out = "folder of the run; a run that is there is gone on with (default: %(default)s)"
     add("--out", type=Path, default=Path("runs/bench") / kind.name, help=out)
     _add_shard(parser)
-    parser.set_defaults(**kind.defaults)
+    parser.set_defaults(guidance=guidance, **{k: v for k, v in kind.defaults.items() if k != "guidance"})
 
 
 def _add_shard(parser: ArgumentParser) -> None:
@@ -314,6 +324,10 @@ def _weights(text: str) -> dict[str, float]:
         return {name.strip(): float(value) for name, value in (pair.split("=") for pair in text.split(","))}
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is not of the form txt=4,img=4.5") from error
+
+
+def _told(weights: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in weights.items())
 
 
 def _shard(text: str) -> Shard:

@@ -1,5 +1,6 @@
 """Attention over packed samples, through one function with a choice of backend."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -21,6 +22,7 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+_WITHOUT_MASK = ("cudnn", "flash", "varlen")
 
 
 @dataclass
@@ -31,11 +33,21 @@ class Lengths:
         pairs: Query and key length of each sample.
         q_starts: ``[samples + 1]`` int32, where the queries of each sample start, and the end; on the queries' device.
         k_starts: The same of the keys.
+        seen: Bool ``[k_tokens]``, keys that are attended, at least one of each sample; all if null.
     """
 
     pairs: tuple[tuple[int, int], ...]
     q_starts: Tensor
     k_starts: Tensor
+    seen: Tensor | None = None
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]], device: torch.device | str) -> "Lengths":
+        """Lengths from their pairs alone."""
+        starts = (
+            torch.tensor([0, *accumulate(own)], dtype=torch.int32, device=device) for own in zip(*pairs, strict=True)
+        )
+        return cls(tuple(pairs), *starts)
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -87,11 +99,12 @@ def _kernel(backend: str) -> AbstractContextManager:
     return nullcontext() if backend == "native" else sdpa_kernel(_BACKENDS[backend])
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, samples: int, backend: str) -> Tensor:
+def _dense(q: Tensor, k: Tensor, v: Tensor, samples: int, backend: str, seen: Tensor | None = None) -> Tensor:
     """Attention of ``samples`` samples of equal lengths, ``[samples * length, heads, head_dim]``."""
     q, k, v = (x.unflatten(0, (samples, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if seen is None else seen.view(samples, 1, 1, -1)
     with _kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(0, 1)
 
 
 @torch.compiler.disable
@@ -104,7 +117,8 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, backend: str) ->
     for (_, n), q_start, q_end, k_start, k_end in zip(
         runs, [0, *q_ends[:-1]], q_ends, [0, *k_ends[:-1]], k_ends, strict=True
     ):
-        out.append(_dense(q[q_start:q_end], k[k_start:k_end], v[k_start:k_end], n, backend))
+        seen = None if lengths.seen is None else lengths.seen[k_start:k_end]
+        out.append(_dense(q[q_start:q_end], k[k_start:k_end], v[k_start:k_end], n, backend, seen))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -125,13 +139,15 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, b
         k: ``[k_tokens, heads, head_dim]``.
         v: As ``k``.
         lengths: Query and key length of each sample, or ``None`` for a single sample.
-        backend: A resolved backend name.
+        backend: A resolved backend name; where keys are left out, ``efficient`` stands in for those that take no mask.
 
     Returns:
         ``[q_tokens, heads, head_dim]``.
     """
     if lengths is None:
         return _dense(q, k, v, 1, "flash" if backend == "varlen" else backend)
+    if lengths.seen is not None:
+        return _grouped(q, k, v, lengths, "efficient" if backend in _WITHOUT_MASK else backend)
     if backend == "varlen":
         return _varlen(q, k, v, lengths)
     return _grouped(q, k, v, lengths, backend)

@@ -14,8 +14,9 @@ LIGHTNING_VERBS = {
     "predict": "sample clips with a model and write them",
 }
 OTHER_VERBS = {
+    "generate": ("bernini.generate", "make and edit images and clips"),
     "prepare": ("datamodules.prepare", "turn clips into shards"),
-    "export": ("bernini.checkpoints.export", "write LoRAs and merged models for diffusers and ComfyUI"),
+    "export": ("bernini.checkpoints.export", "write models and LoRAs in the layouts of Bernini, diffusers and ComfyUI"),
     "bench": ("benchmarks.bench", "score a model on a benchmark"),
     "demo": ("benchmarks.demo", "train, edit and score a tiny renderer on the CPU"),
 }
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; the process's own if not given.
 
     Returns:
-        The exit code: 0 on success, 78 for a bad configuration, 77 for bad data, 65 for bad weights, 130 and 143 after
-        SIGINT and SIGTERM, else 1.
+        The exit code: 0 on success, 78 for a bad configuration, 77 for bad data, 65 for bad weights, 69 for a service
+        that fails, 130 and 143 after SIGINT and SIGTERM, else 1.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args

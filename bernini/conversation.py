@@ -128,8 +128,18 @@ class Conversation:
     @property
     def prompt(self) -> str:
         """The user's text: reasoning and texts without loss, joined by a blank, as the released trainer does."""
-        given = (m for m in self.messages if m.type == "cot_text" or (m.type == "text" and not m.has_loss))
-        return " ".join(m.text or "" for m in given)
+        return " ".join(m.text or "" for m in self.messages if _is_prompt(m))
+
+    def with_prompt(self, text: str) -> "Conversation":
+        """A copy that says something else: one text, in front of what is learned, for all that `prompt` joins.
+
+        Features of the old text are left out.
+        """
+        kept = [m for m in self.messages if not _is_prompt(m)]
+        place = next((number for number, m in enumerate(kept) if m.has_loss), len(kept))
+        messages = [*kept[:place], Message("text", text), *kept[place:]]
+        features = {role: rows for role, rows in self.text_features.items() if role != "text"}
+        return replace(self, messages=messages, text_features=features)
 
     @property
     def visual(self) -> list[Message]:
@@ -242,6 +252,10 @@ class Conversation:
             entry = {"video_path": entry} if isinstance(entry, str) else dict(entry)
             message.media = Media(path=entry.pop("video_path"), options=entry)
         return message
+
+
+def _is_prompt(message: Message) -> bool:
+    return message.type == "cot_text" or (message.type == "text" and not message.has_loss)
 
 
 @dataclass

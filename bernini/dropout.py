@@ -1,6 +1,6 @@
 """Condition dropout: what classifier-free guidance leaves out at inference is left out of some training samples."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -23,7 +23,7 @@ class DropoutConfig:
     video: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("text", "image", "video"):
+        for name in (field.name for field in fields(self)):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"dropout.{name} is {getattr(self, name)}", why="a rate lies between 0 and 1")
 
@@ -36,8 +36,13 @@ class DropoutConfig:
         """
         rates = torch.tensor([self.text, self.image, self.video])
         text, image, video = (torch.rand(3, generator=generator) < rates).tolist()
-        kept = [m for m in sample.messages if m.media is None or m.is_target or not (video if m.is_video else image)]
-        if not text:
-            return replace(sample, messages=kept)
-        features = {"text": sample.text_features["dropped"]} if "dropped" in sample.text_features else {}
-        return replace(sample, messages=[m for m in kept if m.media is not None], text_features=features)
+        return leave_out(sample, text, image, video)
+
+
+def leave_out(sample: Conversation, text: bool, image: bool, video: bool) -> Conversation:
+    """A sample without its text, of which the task's sentence stays, its source images or its source clips."""
+    kept = [m for m in sample.messages if m.media is None or m.is_target or not (video if m.is_video else image)]
+    if not text:
+        return replace(sample, messages=kept)
+    features = {"text": sample.text_features["dropped"]} if "dropped" in sample.text_features else {}
+    return replace(sample, messages=[m for m in kept if m.media is not None], text_features=features)

@@ -42,3 +42,9 @@ class CheckpointError(BerniniError):
     """Weights or a checkpoint that do not fit the model."""
 
     exit_code = 65
+
+
+class ServiceError(BerniniError):
+    """A service elsewhere that does not answer, or not as it should."""
+
+    exit_code = 69

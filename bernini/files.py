@@ -1,9 +1,12 @@
 """Writing files so that a reader never sees half of one."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from bernini.errors import ConfigError
 
 
 @contextmanager
@@ -28,3 +31,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, which appears whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder``; on success it takes that name, on an error it goes.
+
+    Args:
+        folder: Final name; the folder around it is made when missing.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        ConfigError: ``folder`` exists.
+    """
+    if folder.exists():
+        raise ConfigError("the folder exists", where=str(folder), fix="give another --out, or remove it")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -47,9 +47,10 @@ class BerniniCLI(LightningCLI):
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], callbacks, needed=self.subcommand != "fit")
 
     def before_fit(self) -> None:
-        """Let W&B go on with the run that the checkpoint belongs to."""
+        """Tell the model which checkpoint it goes on from, and let W&B go on with the run that this belongs to."""
         from callbacks.tracking import Wandb  # siblings of this package are not imported before they are used
 
+        self.model.resumes_from = self.config["fit"]["ckpt_path"]
         for logger in self.trainer.loggers:
             if isinstance(logger, Wandb):
                 logger.go_on_from(self.config["fit"]["ckpt_path"])

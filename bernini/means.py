@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
@@ -53,3 +54,15 @@ class MeanTable:
     def means(self) -> dict[str, Tensor]:
         """Mean of each row that has any value."""
         return {name: self.sums[row] / self.counts[row].item() for name, row in self._rows.items() if self.counts[row]}
+
+
+def mean_over_ranks(counts: Sequence[int], device: torch.device | str) -> Tensor:
+    """Counts ``[n]`` fp32 of an average rank; with several ranks all have to call.
+
+    What a rank sums up, divided by this, has the mean over all ranks' values as its mean over ranks.
+    """
+    found = torch.tensor(counts, device=device, dtype=torch.float32)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(found)
+        found /= dist.get_world_size()
+    return found

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -257,7 +257,8 @@ def _encode(file: Any, pixels: Tensor, fps: float, lossless: bool) -> None:
         stream: VideoStream = container.add_stream(  # type: ignore[assignment]
             "libx264rgb" if lossless else "libx264",
             rate=Fraction(fps).limit_denominator(1001),
-            options={"qp": "0"} if lossless else {"crf": "18"},
+            # Macroblock trees make of one clip, at some sizes, files of different bytes.
+            options={"qp": "0"} if lossless else {"crf": "18", "x264-params": "mbtree=0"},
         )
         stream.height, stream.width, stream.pix_fmt = height, width, layout
         if height * width > 256 * 256:
@@ -365,6 +366,14 @@ def fit_size(height: int, width: int, *, max_edge: int, multiple: int = 16, min_
         return min(max(1, round(edge * scale / multiple)), max_edge // multiple) * multiple
 
     return fit(height), fit(width)
+
+
+def fit(media: Media, max_edge: int | None, min_edge: int = 1) -> Media:
+    """Resize the pixels of an image or a clip as `fit_size` says; without ``max_edge`` edges are only rounded."""
+    assert media.pixels is not None
+    height, width = media.pixels.shape[2:]
+    size = fit_size(height, width, max_edge=max_edge or max(height, width, 16), min_edge=min_edge)
+    return replace(media, pixels=resize(media.pixels, *size))
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:

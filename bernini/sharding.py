@@ -1,24 +1,34 @@
 """FSDP2, and which rank sees which data."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+if TYPE_CHECKING:  # sampling needs no Lightning
+    import lightning as L
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+def shard(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    mesh: DeviceMesh,
+    compute: torch.dtype | None = None,
+    methods: Sequence[str] = (),
+) -> None:
     """Shard every block, then the rest, over the data axis; the shards stay in fp32.
 
     Args:
-        model: A model with its weights, all of which serve inside its forward.
+        model: A model with its weights, all of which serve inside its forward or ``methods``.
         blocks: Its parts that are gathered one at a time.
         mesh: Lightning's mesh of ``data_parallel`` and ``tensor_parallel``.
         compute: Dtype in which gathered weights compute; if null bf16 on CUDA, else the weights' own.
+        methods: What else than forward uses weights, in the model and in each of the blocks.
     """
     data = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(
@@ -26,11 +36,27 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, compu
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # it would round timesteps, positions and noise, too
     )
+    blocks = list(blocks)
     for block in blocks:
         fully_shard(block, mesh=data, mp_policy=policy)
     # Without this the outermost weights stay whole after a forward without backward, where an average that is
     # swapped in or out would miss them.
     fully_shard(model, mesh=data, mp_policy=policy, reshard_after_forward=True)
+    for module in (model, *blocks):
+        for method in methods:
+            register_fsdp_forward_method(module, method)
+
+
+def most_of_ranks(count: int, model: nn.Module) -> int:
+    """The largest of the counts of all ranks if they share a sharded model, else the count itself.
+
+    So often each of them has to call the model: weights are gathered from all ranks or from none.
+    """
+    if not isinstance(model, FSDPModule):
+        return count
+    most = torch.tensor(count, device=next(model.parameters()).device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def gather(model: nn.Module) -> dict[str, Tensor]:
@@ -39,7 +65,7 @@ def gather(model: nn.Module) -> dict[str, Tensor]:
     return whole
 
 
-def data_rank(module: L.LightningModule) -> int:
+def data_rank(module: "L.LightningModule") -> int:
     """Rank among those that see different data; peers on the second mesh axis share their draws."""
     mesh = module.device_mesh
     return module.global_rank if mesh is None else mesh["data_parallel"].get_local_rank()

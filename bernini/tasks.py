@@ -41,6 +41,11 @@ class Task:
         return "logit_normal" if self.target == "image" else "mode"
 
     @property
+    def planned_guidance(self) -> str:
+        """Default guidance mode with a plan, as released: clip and references, where both are, in two steps."""
+        return "rv2v_wapg" if self.videos[0] and self.images[0] else "vae_txt_vit_wapg"
+
+    @property
     def planner_sentence(self) -> str:
         """The planner's system message: the same sentence for the tasks it was trained on, else the default one."""
         return self.sentence if self.name in _PLANNER_TASKS else DEFAULT_SENTENCE

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from benchmarks.quality.folder import MANIFEST, RunFolder, Shard, describe
 from benchmarks.quality.generating import batches, produce
 from benchmarks.quality.interface import Benchmark, Cell, Item, coverage, is_comparable, subset
 from benchmarks.quality.records import Records
-from benchmarks.quality.sampler import Renderer, sampling_facts
+from benchmarks.quality.sampler import Trained, sampling_facts
 from benchmarks.quality.scoring import append_scores, judge_file
 from benchmarks.quality.summary import failures, summarise, write_summary
 from benchmarks.quality.tables import write_inputs
+from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import ConfigError
 from bernini.renderer.module import RendererModule
 from callbacks.ema import EMA, best_weights
@@ -89,7 +91,7 @@ class BenchmarkCallback(L.Callback):
     def _score(
         self, trainer: L.Trainer, module: L.LightningModule, root: Path, weights: AbstractContextManager[None]
     ) -> None:
-        assert isinstance(module, RendererModule)
+        assert isinstance(module, RendererModule | CoTrainingModule)
         folder = RunFolder(root, Shard(trainer.global_rank, trainer.world_size))
         # Every rank gets to every point at which ranks wait for each other, whatever fails on its way.
         ready = False
@@ -101,10 +103,10 @@ class BenchmarkCallback(L.Callback):
         scored: list[tuple[str, str, float]] = []
         with _modes_kept(module), weights:
             module.eval()
-            renderer = Renderer(module)
+            sampler = Trained(module)
             for batch in batches(_share(self._items, folder.shard) if ready else [], self.batch_size):
                 with _surviving("a batch failed"):
-                    folder.generated.append(produce(self.benchmark, batch, renderer, folder, module.sampling.seed))
+                    folder.generated.append(produce(self.benchmark, batch, sampler, folder, module.sampling.seed))
                     results = [judge_file(self.benchmark, folder.root, item) for item in batch]
                     append_scores(folder, results)
                     for item, found in results:
@@ -134,7 +136,7 @@ class BenchmarkCallback(L.Callback):
                 with _surviving("W&B got no table"):
                     self._log_table(logger, folder, trainer.global_step)
 
-    def _start(self, trainer: L.Trainer, module: RendererModule, folder: RunFolder) -> None:
+    def _start(self, trainer: L.Trainer, module: RendererModule | CoTrainingModule, folder: RunFolder) -> None:
         """An empty folder with a manifest: a run that is trained again is scored again."""
         if (folder.root / MANIFEST).is_file():
             shutil.rmtree(folder.root)
@@ -142,7 +144,10 @@ class BenchmarkCallback(L.Callback):
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         model = {"step": trainer.global_step, "weights": "moving average" if averaged else "live"}
         tasks = list(dict.fromkeys(item.task for item in self._items))
-        sampling = {**sampling_facts(module.sampling, tasks), "text_rows": module.text.rows}
+        planned = isinstance(module, CoTrainingModule)
+        sampling = {**sampling_facts(module.sampling, tasks, planned), "text_rows": module.text.rows}
+        if isinstance(module, CoTrainingModule):
+            sampling["planning"] = asdict(module.planning)
         facts = {"model": model, "sampling": sampling}
         folder.start({**describe(self.benchmark, self._items, self._of), **facts}, environment())
 

@@ -11,6 +11,7 @@ from torch.distributed import get_rank
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bernini.errors import CheckpointError, ConfigError
+from bernini.optimizing import ConfiguredOptimizer
 
 
 def _local(x: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class EMA(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start from the weights, unless a checkpoint brings an average."""
         if not self._average:
-            self._average = {name: p.detach().float().clone() for name, p in _trained(pl_module)}
+            self._average = {name: p.detach().float().clone() for name, p in _trained(pl_module).items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from where the run stands."""
@@ -62,23 +63,22 @@ class EMA(L.Callback):
             return
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self._step) / (10 + self._step)) if self.warmup else self.decay
-        self._place(pl_module)
-        averages = [_local(self._average[name]) for name, _ in _trained(pl_module)]
-        torch._foreach_lerp_(averages, [_local(p).float() for _, p in _trained(pl_module)], 1 - decay)
+        trained = self._place(pl_module)
+        averages = [_local(self._average[name]) for name in trained]
+        torch._foreach_lerp_(averages, [_local(p).float() for p in trained.values()], 1 - decay)
 
     @torch.no_grad()
     def swap_in(self, pl_module: L.LightningModule) -> None:
         """Put the average into the module and the live weights aside; nothing happens without an average."""
         if self._average:
-            self._place(pl_module)
-            for name, parameter in _trained(pl_module):
+            for name, parameter in self._place(pl_module).items():
                 self._live[name] = _local(parameter).clone()
                 _local(parameter).copy_(_local(self._average[name]))
 
     @torch.no_grad()
     def swap_out(self, pl_module: L.LightningModule) -> None:
-        """Put the live weights back."""
-        for name, parameter in _trained(pl_module):
+        """Put the live weights back, if they are aside; a run that fails early may have no weights at all."""
+        for name, parameter in (_trained(pl_module) if self._live else {}).items():
             if name in self._live:
                 _local(parameter).copy_(self._live.pop(name))
 
@@ -110,19 +110,21 @@ class EMA(L.Callback):
         """Continue from a checkpoint."""
         self._average = dict(state_dict["average"])
 
-    def _place(self, pl_module: L.LightningModule) -> None:
-        """Bring an average that a checkpoint brought to where the parameters are."""
-        trained = dict(_trained(pl_module))
+    def _place(self, pl_module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+        """Bring an average that a checkpoint brought to where the parameters are, and give these."""
+        trained = _trained(pl_module)
         if {n: p.shape for n, p in trained.items()} != {n: a.shape for n, a in self._average.items()}:
             raise CheckpointError(
                 "the checkpoint's average is not of the weights that are trained now",
                 fix="train the same weights, or start from exported ones (init_from)",
             )
         self._average = {name: _like(self._average[name], p) for name, p in trained.items()}
+        return trained
 
 
-def _trained(pl_module: L.LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]
+def _trained(pl_module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+    assert isinstance(pl_module, ConfiguredOptimizer)
+    return pl_module.named_trainable()
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import Literal
 import lightning as L
 import torch
 
-from bernini.planner.model import MLLM, save_planner
+from bernini.cotraining.module import CoTrainingModule
+from bernini.planner.conversations import write_planner
 from bernini.planner.module import PlannerModule
-from bernini.planner.settings import PlannerSettings
 from bernini.renderer.lora import save_lora
 from bernini.renderer.module import RendererModule
 from bernini.renderer.transformer import PackedWanTransformer3DModel
@@ -50,8 +50,8 @@ class SaveRenderer(SaveWeights):
 
     def save(self, module: L.LightningModule, write: bool) -> None:
         """Write each expert that was trained."""
-        assert isinstance(module, RendererModule)
-        if module.lora:
+        assert isinstance(module, RendererModule | CoTrainingModule)
+        if isinstance(module, RendererModule) and module.lora:
             save_lora(module.renderer, self.folder, write)
             return
         for name, model in module.renderer.models.items():
@@ -75,8 +75,5 @@ class SavePlanner(SaveWeights):
 
     def save(self, module: L.LightningModule, write: bool) -> None:
         """Write the planner, its configuration, settings and tokenizer."""
-        assert isinstance(module, PlannerModule)
-        save_planner(module.planner, self.folder, self.dtype, write)
-        if write:
-            PlannerSettings(module.config.flow_shift, module.template.vision).save(self.folder)
-            module.template.tokenizer.save_pretrained(self.folder / MLLM)
+        assert isinstance(module, PlannerModule | CoTrainingModule)
+        write_planner(module.planner, module.template, self.folder, self.dtype, write)

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning as L
 
 from bernini.media import write_image
-from bernini.planner.module import PlannerModule
+from bernini.planner.measuring import PlansMeasured
 from callbacks.samples import of_all_ranks, show
 
 
@@ -25,7 +25,7 @@ class PlanPictures(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the plans that the module still holds."""
-        assert isinstance(pl_module, PlannerModule)
+        assert isinstance(pl_module, PlansMeasured)
         if trainer.sanity_checking or pl_module.plans is None:
             return
         folder = self.folder / f"step-{trainer.global_step:06d}"

@@ -12,8 +12,10 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.distributed import all_gather_object
 
 from bernini.conversation import Conversation
+from bernini.cotraining.module import CoTrainingModule
 from bernini.media import restore, write_image, write_video
-from bernini.renderer.module import Prediction, RendererModule
+from bernini.renderer.module import RendererModule
+from bernini.renderer.rendering import Prediction
 from callbacks.ema import best_weights
 
 
@@ -98,7 +100,7 @@ class SampleVideos(L.Callback):
         self._sample(trainer, pl_module)
 
     def _sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, RendererModule)
+        assert isinstance(pl_module, RendererModule | CoTrainingModule)
         step = trainer.global_step
         if step == self._sampled:
             return

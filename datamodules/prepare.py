@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import BerniniError, ConfigError
-from bernini.media import fit_size, probe_video, read_image, read_video, resize
+from bernini.media import fit, probe_video, read_image, read_video
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
 from datamodules.loading import ErrorsAsValues
@@ -79,13 +79,11 @@ class Reader(Dataset[Conversation]):
             known = {name: media.options[name] for name in CLIP_OPTIONS if media.options.get(name) is not None}
             read = read_video(path, fps=self.fps, max_frames=self.max_frames, where=where, **known)
             whole = path.suffix.lower() == ".mp4" and read.source["sampled"] == probe_video(path)["frames"]
-        assert read.pixels is not None
-        height, width = read.pixels.shape[2:]
-        read.pixels = resize(read.pixels, *fit_size(height, width, max_edge=self.max_edge or max(height, width, 16)))
-        read.options = media.options
-        if self.copy and whole and read.pixels.shape[2:] == (height, width):
-            read.pixels = None
-        return read
+        fitted = fit(read, self.max_edge)
+        fitted.options = media.options
+        if self.copy and whole and fitted.pixels is read.pixels:  # as it was
+            fitted.pixels = None
+        return fitted
 
 
 class Featurizer:

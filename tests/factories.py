@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from bernini.attention import Lengths
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
 from bernini.renderer.bank import Stack
@@ -89,12 +87,6 @@ def make_stack(task: str, sources: list[int], seed: int, count: int = 7, device:
 
     texts = torch.randn(count + 1, 3, 6, generator=generator).to(device)
     return Stack(task, tuple(map(posterior, sources)), posterior(3), texts[:-1], texts[-1])
-
-
-def make_lengths(pairs: tuple[tuple[int, int], ...], device: torch.device | str = "cpu") -> Lengths:
-    """Query and key lengths of samples that lie side by side."""
-    starts = (torch.tensor([0, *accumulate(own)], dtype=torch.int32, device=device) for own in zip(*pairs, strict=True))
-    return Lengths(pairs, *starts)
 
 
 def make_config(wan: Path, shards: Path, run: Path, **model: Any) -> dict[str, Any]:
@@ -229,6 +221,7 @@ def run_ranks(ranks: int, args: list[str]) -> list[int]:
 
 def _rank(rank: int, ranks: int, port: int, args: list[str]) -> None:
     torch.set_num_threads(1)
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that tests, when the server that forked this one began
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     raise SystemExit(main(args))
 

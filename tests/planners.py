@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from factories import callback, keep_checkpoints, log_to_csv
 
 from bernini.conversation import Conversation
+from bernini.planner.conversations import write_planner
 from bernini.planner.model import PlannerConfig
 from bernini.planner.module import MLLMConfig, PlannerModule
 from bernini.planner.vision import VisionConfig
@@ -42,7 +44,7 @@ def make_planner(**more: Any) -> PlannerModule:
     """A tiny planner module with its weights, outside of a run."""
     given = {"tokenizer": TOKENIZER, "vision": VisionConfig(**VISION), **more}
     if "init_from" not in given:
-        given |= {"mllm": MLLMConfig(TEXT, TOWER), "planner": PlannerConfig(**ADDED)}
+        given = {"mllm": MLLMConfig(TEXT, TOWER), "planner": PlannerConfig(**ADDED), **given}
     module = PlannerModule(**given)
     module.configure_model()
     return module
@@ -94,3 +96,11 @@ def make_planner_config(run: Path, steps: int, **model: Any) -> dict[str, Any]:
 def make_planner_samples() -> list[Conversation]:
     """An edit, a question and an image."""
     return [make_item("v2v", 0, **SIZE), make_question("und_vid", 1, **SIZE), make_item("t2i", 2, **SIZE)]
+
+
+def write_planner_folder(folder: Path, gen_dim: int = ADDED["gen_dim"]) -> Path:
+    """The folder of a tiny random planner, for a renderer whose text features are so wide."""
+    module = make_planner(planner=PlannerConfig(**{**ADDED, "gen_dim": gen_dim}))
+    torch.nn.init.normal_(module.planner.connector.proj_gen[-1].weight, generator=torch.Generator().manual_seed(0))
+    write_planner(module.planner, module.template, folder)
+    return folder

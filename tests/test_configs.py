@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from planners import TOKENIZER, make_planner
+from cotrainings import make_planner_folder
+from planners import TOKENIZER, VISION, make_planner
 from safetensors.torch import save_file
 
 from bernini.checkpoints.names import original_name
@@ -15,7 +16,7 @@ from bernini.cli import main
 from bernini.lightning_cli import run_lightning
 from bernini.lora import add_lora
 from bernini.planner.model import save_planner
-from bernini.renderer.experts import Architecture
+from bernini.renderer.experts import FOLDERS, Architecture
 from bernini.renderer.lora import LoRAConfig
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +25,10 @@ FILES = sorted(
 )  # see test_sweeps.py
 CONTENTS: dict[Path, dict[str, Any]] = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RUNS = [file for file, content in CONTENTS.items() if "seed_everything" in content]
-BANKED = ROOT / "configs" / "toy" / "banked.yaml"
-PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner")]
-OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED)]
+BANKED, COBANKED = (ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("banked", "cobanked"))
+PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner", "cot")]
+COTRAININGS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("warmup", "cotrain")]
+OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED, COBANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
 
 
@@ -55,6 +57,15 @@ def tiny(file: Path, wan: Path, shards: Path) -> list[str]:
     arguments += ["--data.batch_size=2"]
     if "OneCycleLR" in str(model.get("lr_scheduler")):
         arguments += ["--model.lr_scheduler.init_args.total_steps=3"]
+    if "CoTraining" in CONTENTS[file]["model"]["class_path"]:
+        planner = make_planner_folder(Path.cwd() / "tiny")
+        arguments += [f"--model.tokenizer={TOKENIZER}", f"--model.init_from.planner={planner}"]
+        arguments += [f"--model.init_from.renderer={wan}", f"--model.vae={wan}", f"--model.text.encoder={wan}"]
+        arguments += ["--model.text.rows=16", *(f"--model.vision.{name}={value}" for name, value in VISION.items())]
+        if "Video" in CONTENTS[file]["data"]["class_path"]:
+            return [*arguments, f"--data.train={shards}", f"--data.val={shards}", "--data.max_samples=1"]
+        arguments += ["--data.frames=5", "--data.height=32", "--data.width=32", "--data.length=32"]
+        return [*arguments, "--data.val_length=2", "--model.sampling.steps=2", "--model.planning.steps=2"]
     if file in PLANNERS:
         arguments += [f"--model.tokenizer={TOKENIZER}", "--data.length=8", "--data.val_length=2"]
         if "init_from" in model:
@@ -78,6 +89,10 @@ def test_there_are_files() -> None:
 def test_whole_configuration_trains(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
     assert main(["fit", "-c", str(file), *tiny(file, wan, shards)]) == 0
     assert list(elsewhere.rglob("config.yaml"))
+    if "CoTraining" in CONTENTS[file]["model"]["class_path"]:
+        (folder,) = elsewhere.glob("runs/*/model")
+        both = "SaveRenderer" in file.read_text()
+        assert {path.name for path in folder.iterdir()} == {"bernini", "mllm", *(FOLDERS.values() if both else ())}
     if file.parent.name == "renderer":
         folder = elsewhere / "runs" / file.stem
         assert (folder / "config.yaml").is_file()
@@ -94,6 +109,28 @@ def test_planner_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhe
     for part in ("model", "data"):
         assert trained[part]["class_path"] == asked[part]["class_path"]
     assert {name.name for name in elsewhere.glob("runs/*/planner/*")} == {"bernini", "mllm"}
+
+
+@pytest.mark.parametrize("file", COTRAININGS, ids=name)
+def test_cotraining_trains_from_a_bank(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
+    arguments = [*tiny(file, wan, shards), f"--data.vae={wan}", f"--data.text={wan}", "--trainer.precision=32-true"]
+    arguments = [*arguments, "--data.batch_size=32", "--data.length=64", "--model.compile=false"]
+    assert main(["fit", "-c", str(file), "-c", str(COBANKED), *arguments]) == 0
+    trained, asked = (yaml.safe_load(path.read_text()) for path in (next(elsewhere.rglob("config.yaml")), COBANKED))
+    for part in ("model", "data"):
+        assert trained[part]["class_path"] == asked[part]["class_path"]
+    (folder,) = elsewhere.glob("runs/*/model")
+    assert {"bernini", "mllm"} <= {path.name for path in folder.iterdir()}
+
+
+def test_thinking_is_a_fifth_of_the_planners_mix() -> None:
+    planner, cot = (CONTENTS[ROOT / "configs" / "toy" / f"{stem}.yaml"] for stem in ("planner", "cot"))
+    parts = cot["data"]["init_args"]["tasks"]
+    thinking = {task: part for task, part in parts.items() if task.endswith("/cot")}
+    assert sum(thinking.values()) / sum(parts.values()) == pytest.approx(0.2)
+    assert parts.items() - thinking.items() == planner["data"]["init_args"]["tasks"].items()
+    planned, thought = (content["model"]["init_args"] for content in (planner, cot))
+    assert {key for key in thought if thought[key] != planned.get(key)} == {"init_from", "lr_scheduler"}
 
 
 @pytest.mark.parametrize("file", OVERLAYS, ids=name)
@@ -127,6 +164,21 @@ def test_run_can_be_resumed_and_leaves_dividing_to_the_data(file: Path) -> None:
     kept = [c["init_args"] for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint")]
     assert len(kept) == 1 and kept[0]["dirpath"] and kept[0]["save_last"] is True
     assert kept[0]["every_n_train_steps"] <= trainer["max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("cotraining/bernini_warmup", "cotraining/bernini"), ("toy/warmup", "toy/cotrain")]
+)
+def test_cotraining_goes_on_from_its_warm_up(first: str, then: str) -> None:
+    warmup, cotraining = (CONTENTS[ROOT / "configs" / f"{stem}.yaml"] for stem in (first, then))
+    ((stage,), (later,)) = (content["model"]["init_args"]["stages"] for content in (warmup, cotraining))
+    assert stage == {"train": ["connector_gen"]} and {*stage["train"]} < {*later["train"]}
+    root = warmup["trainer"]["default_root_dir"].partition(",")[2].rstrip("}")
+    given = cotraining["model"]["init_args"]
+    assert given["init_from"]["planner"] == f"{root}/model"
+    assert given["init_from"]["renderer"] == warmup["model"]["init_args"]["init_from"]["renderer"]
+    head = (ROOT / "configs" / f"{then}.yaml").read_text().partition("seed_everything")[0]
+    assert f"configs/{first}.yaml" in head
 
 
 RENDERERS = {file.stem: file for file in RUNS if file.parent.name == "renderer"}

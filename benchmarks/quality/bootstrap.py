@@ -30,6 +30,12 @@ class Estimate:
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate(self.mean - other.mean, self.draws - other.draws)
 
+    @property
+    def verdict(self) -> str:
+        """Of a difference, in words."""
+        low, high = self.bounds
+        return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+
     def text(self, sign: str = "") -> str:
         """In percent, e.g. ``83.1 [80.2, 86.0]``."""
         low, high = self.bounds

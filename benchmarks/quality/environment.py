@@ -52,7 +52,7 @@ def machines(scored: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
     for name, facts in scored:
         device = facts["processor"] if facts["gpu"] == "none" else facts["gpu"]
         found[f"{device}, torch {facts['torch']}, {facts['date'][:10]}"].append(name)
-    return [f"{machine}: {', '.join(sorted(names))}" for machine, names in found.items()]
+    return [f"{machine}: {', '.join(sorted({*names}))}" for machine, names in found.items()]
 
 
 def _commit(root: Path) -> str:

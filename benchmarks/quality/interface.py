@@ -95,7 +95,8 @@ class Benchmark(ABC):
         version: Changes whenever the same settings give other items or scores.
         metrics: What each score says, by its name, in the order of the table.
         notes: Where it comes from, its licence, and what its figures may be compared with.
-        defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option.
+        defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option; ``guidance`` holds
+            those of ``--mode`` and ``--omega``, without and with a plan.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,21 @@ from torch import Tensor
 from benchmarks.quality.interface import Item
 from bernini.checkpoints.export import gather_loras
 from bernini.checkpoints.lora import fold, lora_files
+from bernini.contexts import check_widths
 from bernini.conversation import Conversation, Message
+from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import CheckpointError, DataError
+from bernini.planner.conversations import ConversationPlanner
+from bernini.planner.model import FOLDER as PLANNER
+from bernini.planner.model import MLLM
+from bernini.planner.planning import PlanningConfig
 from bernini.renderer.experts import FOLDERS, Experts
-from bernini.renderer.module import RendererModule, TextConfig
+from bernini.renderer.module import RendererModule
+from bernini.renderer.rendering import Renderer
 from bernini.renderer.sampling import SamplingConfig
 from bernini.stacking import map_stacked
 from bernini.tasks import get_task
+from bernini.text.encoder import TextFeatures
 from bernini.vae.codec import PIXELS_AT_ONCE, LatentCodec
 
 Sampler = Callable[[Sequence[Conversation], Sequence[int]], list[Tensor]]
@@ -26,14 +34,14 @@ Sampler = Callable[[Sequence[Conversation], Sequence[int]], list[Tensor]]
 
 
 @dataclass
-class Renderer:
-    """Samples with a renderer; but for rounding, no output depends on what else is in its batch.
+class Trained:
+    """Samples as a module in training does; but for rounding, no output depends on what else is in its batch.
 
     Attributes:
-        module: The renderer. Sizes come from the targets.
+        module: The renderer, with or without a planner. Sizes come from the targets.
     """
 
-    module: RendererModule
+    module: RendererModule | CoTrainingModule
 
     def __call__(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Tensor]:
         """Sample.
@@ -42,6 +50,35 @@ class Renderer:
         """
         asked = [c.check().to(self.module.device) for c in conversations]
         return [made.pixels.cpu() for made in self.module.sample(asked, seeds)]
+
+
+@dataclass
+class Model:
+    """Samples as a model does that was read from folders, and is otherwise as `Trained`.
+
+    Attributes:
+        renderer: The renderer.
+        sampling: How to render.
+        planner: Plans before, if there is one.
+        planning: How.
+    """
+
+    renderer: Renderer
+    sampling: SamplingConfig
+    planner: ConversationPlanner | None = None
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
+
+    def __call__(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Tensor]:
+        """Plan, if there is a planner, and render."""
+        device, sampling = self.renderer.codec.mean.device, self.sampling
+        asked = [c.check().to(device) for c in conversations]
+        plans = None
+        if self.planner is not None:
+            sizes = [self.renderer.target_size(c, sampling) for c in asked]
+            own = [seed % 2**32 for seed in seeds]
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                plans = self.planner(asked, own, self.planning, sizes, sampling.negative_prompt)
+        return [pixels.cpu() for pixels in self.renderer(asked, sampling, seeds, plans)]
 
 
 @dataclass
@@ -84,19 +121,20 @@ def pixels_of(message: Message) -> Tensor:
     return message.media.pixels
 
 
-def guidance(task: str, config: SamplingConfig) -> str:
-    """Guidance mode of a task: the one that is set, else the task's own."""
-    return config.mode or get_task(task).guidance
+def guidance(task: str, config: SamplingConfig, planned: bool = False) -> str:
+    """Guidance mode of a task, with a plan or without: the one that is set, else the task's own."""
+    spec = get_task(task)
+    return config.mode or (spec.planned_guidance if planned else spec.guidance)
 
 
-def sampling_facts(config: SamplingConfig, tasks: Sequence[str]) -> dict[str, Any]:
+def sampling_facts(config: SamplingConfig, tasks: Sequence[str], planned: bool = False) -> dict[str, Any]:
     """What a manifest says of the sampling: all that matters, and the guidance mode of each task."""
-    unused = ("frames", "height", "width", "mode", "max_pack")
+    unused = ("frames", "height", "width", "mode", "max_pack", "max_tokens", "cache")
     settings = {name: value for name, value in asdict(config).items() if name not in unused}
-    return {**settings, "guidance": {task: guidance(task, config) for task in tasks}}
+    return {**settings, "guidance": {task: guidance(task, config, planned) for task in tasks}}
 
 
-def load_renderer(
+def load_sampler(
     model: Path,
     *,
     lora: Path | None,
@@ -106,34 +144,34 @@ def load_renderer(
     config: SamplingConfig,
     dtype: Literal["float32", "bfloat16"],
     device: torch.device,
-) -> Renderer:
-    """Read a renderer from folders.
+    planned: bool = False,
+) -> Model:
+    """Read a model from folders.
 
     Args:
-        model: Diffusers folder with ``transformer/`` and, for two experts, ``transformer_2/``.
-        lora: LoRA to merge into them: a folder, a run or a file, as `bernini export` takes it.
+        model: Diffusers folder with ``transformer/`` and, for two experts, ``transformer_2/``; with ``bernini/`` and
+            ``mllm/``, if there is a plan to be.
+        lora: LoRA to merge into the transformers: a folder, a run or a file, as `bernini export` takes it.
         vae: The VAE's folder, or one with ``vae/``.
         text: Folder with ``text_encoder/`` and ``tokenizer/``.
         rows: Context rows of a text; the rows that the model was trained with.
         config: How to sample.
         dtype: Dtype of the weights.
         device: Where to compute.
+        planned: Whether to plan first.
 
     Raises:
         CheckpointError: A part is missing or does not fit.
     """
-    experts = Experts.from_pretrained(model, getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    experts = Experts.from_pretrained(model, kind)
     if lora is not None:
         _merge(experts, lora)
-    module = RendererModule(
-        vae=str(vae),
-        init_from=str(model),
-        text=TextConfig(encoder=str(text), rows=rows),
-        sampling=config,
-        frozen_dtype=dtype,
-    )
-    module.renderer = experts
-    return Renderer(module.to(device).eval())
+    planner = ConversationPlanner.from_pretrained(model, kind).to(device).eval() if planned else None
+    if planner is not None:
+        check_widths(planner.model.config.gen_dim, next(iter(experts.models.values())).config["text_dim"])
+    codec, features = LatentCodec.from_pretrained(vae, kind).to(device), TextFeatures(str(text), None, kind).to(device)
+    return Model(Renderer(experts.to(device).eval(), codec, features, rows), config, planner)
 
 
 def _merge(experts: Experts, source: Path) -> None:
@@ -151,10 +189,10 @@ def _merge(experts: Experts, source: Path) -> None:
         fold(model, lora)
 
 
-def model_facts(model: Path, lora: Path | None, vae: Path, text: Path) -> dict[str, str]:
+def model_facts(model: Path, lora: Path | None, vae: Path, text: Path, planned: bool = False) -> dict[str, str]:
     """SHA-256 of each part's files, so that a manifest tells one set of weights from another."""
-    transformers = sorted({*FOLDERS.values()})
-    parts = {name: _files(model / name) for name in transformers}
+    own = [*sorted({*FOLDERS.values()}), *([PLANNER, MLLM] if planned else [])]
+    parts = {name: _files(model / name) for name in own}
     parts["vae"] = _files(vae / "vae" if (vae / "vae").is_dir() else vae)
     parts |= {name: _files(text / name) for name in ("text_encoder", "tokenizer")}
     if lora is not None:

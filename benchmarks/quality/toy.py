@@ -39,8 +39,10 @@ class ToyBenchmark(Benchmark):
     defaults: ClassVar[Mapping[str, Any]] = {
         "model": Path("assets/toy"),
         "steps": 16,
-        "mode": "v2v",
-        "omega": {"txt": 1.0, "scale": 1.0},
+        "guidance": {
+            False: ("v2v", {"txt": 1.0, "scale": 1.0}),
+            True: ("vae_txt_vit", dict.fromkeys(("vid", "img", "txt", "tgt", "scale"), 1.0)),
+        },
     }
     metrics: ClassVar[Mapping[str, str]] = {
         "edit_done": "everything that the edit changes is right",

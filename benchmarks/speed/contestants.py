@@ -181,7 +181,7 @@ def _stock(
     weights: Mapping[str, Tensor] | None = None,
     compiler: str | None = None,
 ) -> Contestant:
-    model = _build(WanTransformer3DModel, problem, weights, compiler)
+    model = build(WanTransformer3DModel, problem, weights, compiler)
     model.set_attention_backend(backend)
 
     def forward() -> Tensor:
@@ -191,13 +191,13 @@ def _stock(
 
 
 def _ours(name: str, problem: Problem, weights: Mapping[str, Tensor], compiler: str | None = None) -> Contestant:
-    model = _build(PackedWanTransformer3DModel, problem, weights, compiler)
+    model = build(PackedWanTransformer3DModel, problem, weights, compiler)
     packed = pack([PackedSample([Segment(problem.latent, 0)], problem.context, problem.timestep.item())], PATCH)
     target = target_patches(problem.velocity, PATCH)
     return Contestant(name, model, lambda: model(packed), target, lambda out: out)
 
 
-def _build(cls: Any, problem: Problem, weights: Mapping[str, Tensor] | None, compiler: str | None) -> Any:
+def build(cls: Any, problem: Problem, weights: Mapping[str, Tensor] | None, compiler: str | None) -> Any:
     """A model as ``from_pretrained`` leaves it: some modules in fp32, the rest in the problem's dtype."""
     torch.manual_seed(problem.seed)
     architecture = problem.architecture

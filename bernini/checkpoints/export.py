@@ -1,27 +1,27 @@
-"""`bernini export`: trained weights for other tools."""
+"""`bernini export`: models and trained weights in the layouts of other tools."""
 
 import shutil
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from bernini.checkpoints.gathering import gather
+from bernini.checkpoints.layouts import Layout, export_model
 from bernini.checkpoints.lora import EXPERTS, FILES, Form, LoRA, fold, lora_files, read_lora, write_lora
 from bernini.checkpoints.names import original_name
-from bernini.errors import CheckpointError, ConfigError
-from bernini.files import replacing
+from bernini.checkpoints.stored import DTYPES, StoredTensor, read_folder
+from bernini.checkpoints.streaming import write
+from bernini.errors import CheckpointError
+from bernini.files import appearing
 from bernini.flow.noise import Expert
 from bernini.renderer.experts import FOLDERS, load_transformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CHOICES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ENDINGS: dict[Expert, str] = {"single": "", "high": "_high_noise", "low": "_low_noise"}
 
 
@@ -88,7 +88,7 @@ def export_merged(
             why=f"it is for {lora.expert}, and {model} has {' and '.join(experts)}",
             fix="give the LoRA's own model, or say what the LoRA is for with --expert high or --expert low",
         )
-    with _appearing(out) as temporary:
+    with appearing(out) as temporary:
         for place, lora in loras.items():
             transformer = load_transformer(model, place, dtype or _stored_dtype(model / FOLDERS[place]))
             fold(transformer, lora)
@@ -104,20 +104,21 @@ def export_comfyui(model: Path, out: Path, dtype: torch.dtype | None) -> None:
     """Write whole transformers as ComfyUI's diffusion models, one file each, under the original names.
 
     Raises:
-        CheckpointError: The folder is not one of a Wan text-to-video model.
+        CheckpointError: The folder has no transformer of a Wan text-to-video model, or a damaged one.
     """
-    for place in _experts(model):
-        folder = model / FOLDERS[place]
-        renamed: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            for key, tensor in load_file(file).items():
-                original = original_name(key)
-                if original is None:
-                    raise CheckpointError("ComfyUI's Wan knows no such tensor", where=f"{file}, {key}")
-                renamed[original] = tensor.to(dtype or tensor.dtype)
-        with replacing(_file(out, place)) as temporary:
-            save_file(renamed, temporary, {"format": "pt"})
-        print(_file(out, place))
+    found = gather([model], EXPERTS, optional=EXPERTS).models
+    if not found:
+        raise _no_model(model)
+    for name, part in found.items():
+        renamed: dict[str, StoredTensor] = {}
+        for key, tensor in part.tensors.items():
+            original = original_name(key)
+            if original is None:
+                raise CheckpointError("ComfyUI's Wan knows no such tensor", where=f"{tensor.file}, {key}")
+            renamed[original] = tensor
+        file = _file(out, EXPERTS[name] if len(found) > 1 or name == FOLDERS["low"] else "single")
+        write(file, renamed, dtype)
+        print(file)
 
 
 def _file(out: Path, expert: Expert) -> Path:
@@ -129,62 +130,53 @@ def _experts(model: Path) -> list[Expert]:
     """The experts of a diffusers folder."""
     first, second = ((model / FOLDERS[expert] / "config.json").is_file() for expert in ("high", "low"))
     if not (first or second):
-        raise CheckpointError(
-            "no diffusers model here",
-            where=str(model),
-            why="neither transformer/ nor transformer_2/ in it holds a config.json",
-            fix="give the folder of a Wan or Bernini-R model, or the model/ of a run that trained all weights",
-        )
+        raise _no_model(model)
     return ["high", "low"] if first and second else ["low"] if second else ["single"]
+
+
+def _no_model(model: Path) -> CheckpointError:
+    return CheckpointError(
+        "no diffusers model here",
+        where=str(model),
+        why="neither transformer/ nor transformer_2/ in it holds a config.json",
+        fix="give the folder of a Wan or Bernini-R model, or the model/ of a run that trained all weights; "
+        "`bernini export model --to renderer` makes one of other layouts",
+    )
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Dtype of most tensors in a folder."""
-    counts: Counter[str] = Counter()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            counts.update(tensors.get_slice(key).get_dtype() for key in tensors.keys())  # noqa: SIM118  not a dict
-    most = counts.most_common(1)
-    return STORED.get(most[0][0], torch.float32) if most else torch.float32
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the name ``folder`` on success and goes on an error."""
-    if folder.exists():
-        raise ConfigError("the folder exists", where=str(folder), fix="give another --out, or remove it")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    counts = Counter(tensor.dtype for tensor in read_folder(folder).values())
+    return DTYPES.get(counts.most_common(1)[0][0], torch.float32) if counts else torch.float32
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `bernini export`."""
     parser = ArgumentParser(prog="bernini export", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="lora|merged|comfyui")
+    verbs = parser.add_subparsers(required=True, metavar="model|lora|merged|comfyui")
+    model = verbs.add_parser("model", help="a whole model, or its planner or renderer, in another layout")
     lora = verbs.add_parser("lora", help="LoRA files for ComfyUI or diffusers, from either")
     merged = verbs.add_parser("merged", help="a diffusers model with LoRAs folded in")
     comfyui = verbs.add_parser("comfyui", help="whole transformers as ComfyUI's diffusion models")
+    folders = "folder of a model or of parts of it, in any layout; each part comes from the first that has it"
+    model.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help=folders)
+    model.add_argument("--to", choices=get_args(Layout), required=True)
     source = "LoRA file, folder with diffusers' LoRA files, or run; one of each expert"
     lora.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help=source)
-    lora.add_argument("--to", choices=["comfyui", "diffusers"], required=True)
+    lora.add_argument("--to", choices=get_args(Form), required=True)
     merged.add_argument("--lora", dest="sources", type=Path, nargs="+", required=True, metavar="SOURCE", help=source)
     for verb in (merged, comfyui):
-        verb.add_argument("--model", type=Path, required=True, help="diffusers folder of the model")
+        verb.add_argument("--model", type=Path, required=True, help="folder of the model")
     for verb in (lora, merged):
         verb.add_argument("--expert", choices=["high", "low"], help="what a LoRA is for whose file does not say")
-    for verb, run in ((lora, export_lora), (merged, export_merged), (comfyui, export_comfyui)):
+    runs = ((model, export_model), (lora, export_lora), (merged, export_merged), (comfyui, export_comfyui))
+    for verb, run in runs:
         verb.set_defaults(run=run)
-        named = "new folder" if verb is merged else "folder for diffusers; for ComfyUI how the names of the files begin"
-        verb.add_argument("--out", type=Path, required=True, help=named)
-        verb.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as they are)")
+        named = "folder for diffusers; for ComfyUI how the names of the files begin"
+        verb.add_argument("--out", type=Path, required=True, help="new folder" if verb in (model, merged) else named)
+        verb.add_argument("--dtype", choices=list(CHOICES), help="of the weights (default: as they are)")
     options = vars(parser.parse_args(argv))
-    options["dtype"] = DTYPES.get(options["dtype"])
+    options["dtype"] = CHOICES.get(options["dtype"])
     run = options.pop("run")
     run(**options)
     return 0

@@ -44,6 +44,7 @@ class PlanStack:
         targets: ``[V, N]`` places of the target tokens.
         labelled: ``[V, A]`` places of the tokens that predict labels.
         labels: ``[V, A]`` the labels; what fills is -100.
+        length: ``[V]`` tokens without those that fill.
         frames: ``[F, P, C]`` uint8 patches of a frame, to be normalised.
         grid: Rows and columns of patches, the same for all frames.
     """
@@ -60,6 +61,7 @@ class PlanStack:
     targets: Tensor
     labelled: Tensor
     labels: Tensor
+    length: Tensor
     frames: Tensor
     grid: tuple[int, int]
 
@@ -86,6 +88,9 @@ class PlanStack:
             DataError: The file is damaged, is something else, or was made from something else.
         """
         tensors, told = load_tensors(path, device, made_from)
+        if absent := {f.name for f in fields(cls) if f.name != "grid"} - tensors.keys():
+            why, fix = f"there is no {min(absent)} in it", "delete the file to have it made anew"
+            raise DataError("the file of samples is of an older version", where=str(path), why=why, fix=fix)
         rows, columns = map(int, told["grid"].split())
         return cls(**tensors, grid=(rows, columns))
 
@@ -138,6 +143,7 @@ def write(sample: Conversation, template: PlannerTemplate) -> PlanStack:
         targets=_rows([torch.nonzero(row.token_type == TARGET).squeeze(1) for row in rows]).short(),
         labelled=_rows(asked).short(),
         labels=_rows([row.labels[1:][places] for row, places in zip(rows, asked, strict=True)], IGNORED).int(),
+        length=torch.tensor([len(row) for row in rows], dtype=torch.int32),
         frames=frames,
         grid=grids.pop(),
     )
@@ -194,6 +200,7 @@ def join(stacks: Sequence[PlanStack]) -> PlanStack:
         **{name: rows(name) for name in ("ids", "token_type", "segment_id", "position_ids", "shows", "targets")},
         labelled=rows("labelled"),
         labels=rows("labels", IGNORED),
+        length=torch.cat([stack.length for stack in stacks]),
         frames=torch.cat([stack.frames for stack in stacks]),
         grid=stacks[0].grid,
     )

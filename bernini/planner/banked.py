@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from bernini.attention import has_varlen
 from bernini.bank import Bank, Rows
 from bernini.errors import ConfigError
+from bernini.means import MeanTable
 from bernini.planner.bank import COINS, NAMES, PlanStack, statistics, to_patches
 from bernini.planner.flow_head import Draws
+from bernini.planner.learning import LossConfig, whole_text
 from bernini.planner.masking import MASK_RATIOS, TEXT, UNIFORM, SourceAttention, draw_shares, visible
-from bernini.planner.mllm import run_text
+from bernini.planner.mllm import HiddenStates, run_text
 from bernini.planner.model import PlannerModel
-from bernini.planner.module import LossConfig, PlannerModule
+from bernini.planner.module import PlannerModule
 from bernini.planner.template import IGNORED
 from bernini.planner.tower import layout
 from bernini.planner.vision import VisionConfig
@@ -39,6 +42,39 @@ MEANS = {
 """What is logged: one sum over another."""
 
 
+@dataclass(frozen=True)
+class Sheets:
+    """B written samples as the planner reads them; see `bernini.planner.bank.PlanStack`.
+
+    Attributes:
+        ids: ``[B, L]``.
+        token_type: ``[B, L]``.
+        segment_id: ``[B, L]``.
+        position_ids: ``[B, L, 3]``.
+        shows: ``[B, L]``.
+        length: ``[B]``.
+        targets: ``[B, N]``.
+        count: ``[B]``.
+        labelled: ``[B, A]``.
+        labels: ``[B, A]``.
+    """
+
+    ids: Tensor
+    token_type: Tensor
+    segment_id: Tensor
+    position_ids: Tensor
+    shows: Tensor
+    length: Tensor
+    targets: Tensor
+    count: Tensor
+    labelled: Tensor
+    labels: Tensor
+
+    def hidden(self, masked: Tensor) -> Tensor:
+        """Bool ``[B, L]``, tokens that are hidden, from ``masked [B, N]``, which target tokens are."""
+        return torch.zeros_like(self.token_type, dtype=torch.bool).scatter(1, self.targets, masked)
+
+
 class PlanPass(nn.Module):
     """From rows of a bank to the losses of every sample, in calls whose shapes never change.
 
@@ -47,7 +83,7 @@ class PlanPass(nn.Module):
         stack: The samples, on the planner's device.
         batch_size: Samples of a batch.
         shares: ``[tasks, SHARES]`` drawn mask ratios of the tasks in `NAMES`.
-        rates: Rates at which a sample loses what `COINS` says.
+        rates: Rates at which the coins of a sample fall, those of `COINS` first.
         vision: How frames become patches.
         sources: Attention among the tokens of a source.
     """
@@ -91,16 +127,27 @@ class PlanPass(nn.Module):
         Returns:
             What `measure` takes.
         """
+        variant = self.variant(rows, self.throw(rows))
+        masked = self.hide(rows)
+        return variant, masked, self.planner.vit_decoder.draw(masked.numel(), device=rows.device)
+
+    def throw(self, rows: Tensor) -> Tensor:
+        """Throw the coins of samples: bool ``[B, coins]``."""
+        return torch.rand(len(rows), len(self._rates), device=rows.device) < self._rates
+
+    def variant(self, rows: Tensor, lost: Tensor) -> Tensor:
+        """The rows among the variants ``[B]`` of samples that have ``lost [B, 3]``, a bool for each of `COINS`."""
+        return self._stack.variants[rows, (lost * self._bits).sum(1)].long()
+
+    def hide(self, rows: Tensor) -> Tensor:
+        """Draw which target tokens of samples are hidden: bool ``[B, N]``."""
         stack, device = self._stack, rows.device
-        dropped = torch.rand(len(rows), len(COINS), device=device) < self._rates
-        variant = stack.variants[rows, (dropped * self._bits).sum(1)].long()
         share = self._shares[stack.task[rows].long(), torch.randint(SHARES, rows.shape, device=device)]
         count = stack.count[rows, None]
         hidden = (count * share[:, None]).ceil().clamp(min=1)
         missing = self._slots >= count
         order = torch.rand(missing.shape, device=device).masked_fill(missing, 2.0).argsort(1).argsort(1)
-        draws = self.planner.vit_decoder.draw(missing.numel(), device=device)
-        return variant, (order < hidden) & ~missing, draws
+        return (order < hidden) & ~missing
 
     def measure(self, rows: Tensor, variant: Tensor, masked: Tensor, draws: Draws) -> Tensor:
         """The losses of given variants under given masks and noise.
@@ -114,34 +161,66 @@ class PlanPass(nn.Module):
         Returns:
             ``[B, 7]`` fp32 `SUMS`.
         """
-        planner, stack = self.planner, self._stack
-        shows, targets = stack.shows[variant].long(), stack.targets[variant].long()
-        labelled, labels = stack.labelled[variant].long(), stack.labels[variant].long()
-        kind = stack.token_type[variant]
+        sheets, features = self.sheets(rows, variant), self.see(rows)
+        states = self.run(sheets, take(features, sheets.shows), masked)
+        return self.weigh(sheets, states, features, masked, draws)
 
-        seen = self._see(rows)
-        shown = _take(seen, shows)
-        embeds = planner.embedding(stack.ids[variant])
-        embeds = torch.where((kind != TEXT)[..., None], shown.to(embeds.dtype), embeds)
-        hide = torch.zeros_like(kind, dtype=torch.bool).scatter(1, targets, masked)
+    def sheets(self, rows: Tensor, variant: Tensor) -> Sheets:
+        """Samples ``rows [B]`` in their variants ``[B]``."""
+        stack = self._stack
+        return Sheets(
+            **{name: getattr(stack, name)[variant] for name in ("ids", "token_type", "segment_id", "position_ids")},
+            **{name: getattr(stack, name)[variant].long() for name in ("shows", "length", "targets")},
+            count=stack.count[rows].long(),
+            **{name: getattr(stack, name)[variant].long() for name in ("labelled", "labels")},
+        )
+
+    def run(self, sheets: Sheets, shown: Tensor, masked: Tensor) -> HiddenStates:
+        """One pass of the text model.
+
+        Args:
+            sheets: The samples.
+            shown: ``[B, L, D]`` what each visual's token shows, unless it is hidden.
+            masked: Bool ``[B, N]``, target tokens that are hidden.
+        """
+        planner = self.planner
+        embeds = planner.embedding(sheets.ids)
+        embeds = torch.where((sheets.token_type != TEXT)[..., None], shown.to(embeds.dtype), embeds)
+        hide = sheets.hidden(masked)
         embeds = torch.where(hide[..., None], planner.mask_tokens[0, 0].to(embeds.dtype), embeds)
-        mask = self._visible(kind, stack.segment_id[variant])
-        positions = stack.position_ids[variant].long().movedim(-1, 0)
-        states = run_text(planner.text, embeds, positions, mask, final=True)
+        mask = self._visible(sheets.token_type, sheets.segment_id)
+        positions = sheets.position_ids.long().movedim(-1, 0)
+        return run_text(planner.text, embeds, positions, mask, final=True)
+
+    def weigh(
+        self, sheets: Sheets, states: HiddenStates, features: Tensor, masked: Tensor, draws: Draws | None
+    ) -> Tensor:
+        """The losses ``[B, 7]`` fp32 `SUMS` of hidden states.
+
+        Args:
+            sheets: The samples.
+            states: Of `run`.
+            features: ``[B, tokens, D]`` ViT embeddings of the samples' frames.
+            masked: Bool ``[B, N]``, target tokens that are hidden.
+            draws: Timesteps and noises of all B N target tokens; null for no visual loss.
+        """
         assert states.final is not None
+        planner, labels = self.planner, sheets.labels
+        visual, hidden = (torch.zeros(len(labels), device=labels.device) for _ in range(2))
+        if draws is not None:
+            condition = planner.connector.for_vit(take(states.penultimate, sheets.targets).flatten(0, 1))
+            truth = take(features.detach(), sheets.shows.gather(1, sheets.targets)).flatten(0, 1)
+            error = planner.vit_decoder.loss(condition, truth, draws).view_as(masked)
+            visual, hidden = (error * masked).sum(1), masked.sum(1)
 
-        condition = planner.connector.for_vit(_take(states.penultimate, targets).flatten(0, 1))
-        truth = _take(seen.detach(), shows.gather(1, targets)).flatten(0, 1)
-        visual = planner.vit_decoder.loss(condition, truth, draws).view_as(masked) * masked
-
-        logits = planner.mllm.lm_head(_take(states.final, labelled)).float()
+        logits = planner.mllm.lm_head(take(states.final, sheets.labelled)).float()
         ntp = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
         right, known = (logits.argmax(-1) == labels).sum(1), (labels != IGNORED).sum(1)
         answers = (right == known) & (known > 0)
-        counts = (masked.sum(1), ntp.view_as(labels).sum(1), right, known, answers, known > 0)
-        return torch.stack([visual.sum(1), *(x.float() for x in counts)], dim=1)
+        counts = (hidden, ntp.view_as(labels).sum(1), right, known, answers, known > 0)
+        return torch.stack([visual, *(x.float() for x in counts)], dim=1)
 
-    def _see(self, rows: Tensor) -> Tensor:
+    def see(self, rows: Tensor) -> Tensor:
         """ViT embeddings ``[B, tokens, D]`` of the frames of samples."""
         own = self._stack.own[rows]
         if self._features is not None:
@@ -169,7 +248,7 @@ class PlanPass(nn.Module):
         }
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``[B, k, D]`` of ``x [B, n, D]`` at ``index [B, k]``."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -220,22 +299,14 @@ class BankedPlannerModule(PlannerModule):
         visual, hidden, ntp, _, labels, *_ = sums.sum(0)
         return self.loss.ntp * ntp / labels.clamp(min=1e-6) + self.loss.visual * visual / hidden.clamp(min=1e-6)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Every ``log_every_n_steps`` steps, log means over all samples since the last time."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
-            self._gather()
-        super().on_before_optimizer_step(optimizer)
-
-    def _gather(self) -> None:
-        """Hand the sums of all tasks over to the table of means."""
-        sums = dict(zip(SUMS, self._sums.T, strict=True))
-        for name, (value, count) in MEANS.items():
-            rows = [(name, f"visual_{task}") if name == "visual" and task in TASKS else (name,) for task in NAMES]
-            self._trained.add(sums[value], rows, sums[count].tolist())
+    def _trained_means(self) -> dict[str, Tensor]:
+        """Means of all samples since the last call."""
+        add_sums(self._trained, self._sums)
         self._sums = torch.zeros_like(self._sums)
         # The progress bar waits for what it shows, so that it gets no more than the loggers.
-        self.log("train/loss", self._means(self._trained)["loss"], prog_bar=True, logger=False, batch_size=1)
+        means = super()._trained_means()
+        self.log("train/loss", means["loss"], prog_bar=True, logger=False, batch_size=1)
+        return means
 
     def _record(self, bank: Bank[PlanStack]) -> Callable[[Tensor], Tensor]:
         (stack,) = bank.stacks
@@ -251,26 +322,52 @@ class BankedPlannerModule(PlannerModule):
             )
         if not (self.device.type == "cuda" and self.cuda_graphs):
             return one
-        half, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        if self.train_vit and not has_varlen(self.device, precision if half else torch.float32, self._head_dim):
-            raise ConfigError(
-                "the vision tower cannot be trained in CUDA graphs here",
-                where="trainer.precision",
-                why="its attention waits for the device, except in half precision with heads of a multiple of 8",
-                fix="trainer.precision: bf16-mixed, or model.init_args.cuda_graphs: false",
-            )
-        rows = torch.zeros(bank.batch_size, dtype=torch.long, device=self.device)
-        # A cache of cast weights would outlive the graph that made it.
-        with (
-            compiled(self.planner.blocks if self.compile_blocks else ()),
-            torch.autocast("cuda", precision, enabled=half, cache_enabled=False),
-        ):
-            return cast(Callable[[Tensor], Tensor], torch.cuda.make_graphed_callables(one, (rows,)))
+        return record(one, self.planner, bank.batch_size, compile=self.compile_blocks)
 
-    @property
-    def _head_dim(self) -> int:
-        config = self.planner.tower.config
-        return config.hidden_size // config.num_heads
+
+def record(one: nn.Module, planner: PlannerModel, batch_size: int, compile: bool) -> Callable[[Tensor], Tensor]:
+    """Record forward and backward of a pass with a planner as CUDA graphs.
+
+    Args:
+        one: Takes rows ``[batch_size]`` of a bank on the device.
+        planner: The planner.
+        batch_size: Samples of a batch.
+        compile: Compile the planner's blocks for it.
+
+    Raises:
+        ConfigError: The vision tower is trained, and cannot be recorded.
+    """
+    device, config = planner.mask_tokens.device, planner.tower.config
+    half, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    trained = any(p.requires_grad for p in planner.tower.parameters())
+    if trained and not has_varlen(device, precision if half else torch.float32, config.hidden_size // config.num_heads):
+        raise ConfigError(
+            "the vision tower cannot be trained in CUDA graphs here",
+            where="trainer.precision",
+            why="its attention waits for the device, except in half precision with heads of a multiple of 8",
+            fix="trainer.precision: bf16-mixed, or model.init_args.cuda_graphs: false",
+        )
+    rows = torch.zeros(batch_size, dtype=torch.long, device=device)
+    # A cache of cast weights would outlive the graph that made it.
+    with (
+        compiled(planner.blocks if compile else ()),
+        torch.autocast("cuda", precision, enabled=half, cache_enabled=False),
+    ):
+        return cast(Callable[[Tensor], Tensor], torch.cuda.make_graphed_callables(one, (rows,)))
+
+
+def add_sums(table: MeanTable, sums: Tensor) -> None:
+    """Add `SUMS` ``[tasks, 7]`` of the tasks in `NAMES` to a table of means; this waits for the device."""
+    named = dict(zip(SUMS, sums.T, strict=True))
+    for name, (value, count) in MEANS.items():
+        table.add(named[value], [_names(name, task) for task in NAMES], named[count].tolist())
+
+
+def _names(mean: str, task: str) -> tuple[str, ...]:
+    """Names under which a mean of `MEANS` is logged for a task."""
+    if mean == "answers":
+        return (whole_text(task),)
+    return (mean, f"visual_{task}") if mean == "visual" and task in TASKS else (mean,)
 
 
 def draw_ratios(loss: LossConfig, seed: int) -> Tensor:

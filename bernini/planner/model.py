@@ -1,14 +1,13 @@
 """The planner as one model: Qwen2.5-VL, mask token, connector and flow head, under the released names."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,6 +20,8 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from bernini.checkpoints.parts import BERNINI, PLANNER, PLANNER_PREFIXES, read_json
+from bernini.checkpoints.stored import StoredTensor, check_fit, load, read_folder
 from bernini.errors import CheckpointError, ConfigError, DataError
 from bernini.files import replacing
 from bernini.lora import merge, take_updates
@@ -34,10 +35,8 @@ from bernini.planner.tower import attend_at_once, embed, fingerprint
 from bernini.planner.vision import Visual
 from bernini.sharding import gather
 
-FOLDER, FILE, MLLM = "bernini", "model.safetensors", "mllm"
+FOLDER, FILE, MLLM = BERNINI, "model.safetensors", "mllm"
 TOWER = "mllm.visual."
-PARTS = ("mllm.", "vit_decoder.", "connector.", "mask_tokens")
-"""What a released checkpoint calls the planner's tensors; it holds the renderer's as well."""
 
 
 @dataclass
@@ -61,6 +60,22 @@ class PlannerConfig:
     mask_tokens: int = 4096
 
 
+class Telling(NamedTuple):
+    """What a forward tells the renderer.
+
+    Attributes:
+        told: Bool ``[n]``, tokens whose hidden states become rows of the renderer's context.
+        plans: Bool ``[n]``, k target tokens that do not show their features alone.
+        levels: ``[k]`` how far each of them is on the way from its features, 0, to ``values``, 1.
+        values: ``[k, D]``.
+    """
+
+    told: Tensor
+    plans: Tensor
+    levels: Tensor
+    values: Tensor
+
+
 class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the tensors that backward starts from
     """What a forward leaves for the losses.
 
@@ -69,12 +84,14 @@ class PlannerOutput(NamedTuple):  # in which every version of FSDP2 finds the te
         logits: ``[m, V]`` next-token logits in front of the m labelled tokens.
         labels: ``[m]`` those tokens.
         visual: ``[k]`` flow loss of the k hidden tokens, fp32; null where none was asked for.
+        rows: ``[r, G]`` rows of the renderer's context, of the r tokens that it is told; null likewise.
     """
 
     hidden: Tensor
     logits: Tensor
     labels: Tensor
     visual: Tensor | None
+    rows: Tensor | None = None
 
 
 class PlannerModel(nn.Module):
@@ -182,8 +199,9 @@ class PlannerModel(nn.Module):
         masked: Tensor | None = None,
         draws: Draws | None = None,
         sources: SourceAttention = "causal",
+        telling: Telling | None = None,
     ) -> PlannerOutput:
-        """One pass over packed samples, up to the flow head's loss.
+        """One pass over packed samples, up to the flow head's loss and the renderer's context.
 
         All that is trained runs in every pass, on no token if need be: ranks that share weights or gradients stay in
         step whatever their samples are, and each parameter has a gradient.
@@ -194,10 +212,16 @@ class PlannerModel(nn.Module):
             masked: Bool ``[n]``, target tokens that are hidden behind the mask token; all others show their features.
             draws: Timesteps and noises of the k hidden tokens, for their loss.
             sources: Attention among the tokens of a source.
+            telling: What the renderer is told.
         """
         features = self.see(pack.visuals) if features is None else features
         visual = (pack.token_type == SOURCE) | (pack.token_type == TARGET)
-        embeds = embed_inputs(self.embedding, pack.ids, visual, features, masked, self.mask_tokens[0, 0])
+        shown = features
+        if telling is not None and len(telling.values):
+            at, values = telling.plans[visual], telling.values.to(features.dtype)
+            shown = features.clone()
+            shown[at] = torch.lerp(features[at], values, telling.levels[:, None].to(features.dtype))
+        embeds = embed_inputs(self.embedding, pack.ids, visual, shown, masked, self.mask_tokens[0, 0])
         block = embeds.device.type == "cuda" and self.text.config._attn_implementation == ATTENTION
         mask = (block_mask if block else visible)(pack.token_type, pack.segment_id, pack.sample, sources)
         states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=True)
@@ -209,7 +233,8 @@ class PlannerModel(nn.Module):
         if masked is not None and draws is not None:
             truth = features.detach()[masked[visual]]
             loss = self.vit_decoder.loss(self.connector.for_vit(hidden[masked]), truth, draws)
-        return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss)
+        rows = None if telling is None else self.connector.for_gen(hidden[telling.told])
+        return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss, rows)
 
     def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
         """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.
@@ -225,14 +250,15 @@ class PlannerModel(nn.Module):
         if cond.target_grid is None:
             raise DataError("a plan without a target", fix="ask for an image or a clip")
         sources = bool((cond.token_type == SOURCE).any())
-        made = {name: self._stream(s) for name, s in streams.items() if sources or name != "imgcond"}
+        made = {name: self.stream(s) for name, s in streams.items() if sources or name != "imgcond"}
         return PlanRequest(**made, seed=seed, grid=cond.target_grid)
 
     def planner(self) -> Planner:
         """Makes plans with these weights."""
         return Planner(self.text, self.connector, self.vit_decoder)
 
-    def _stream(self, sample: PlannerSample) -> Stream:
+    def stream(self, sample: PlannerSample) -> Stream:
+        """A sequence as the text model takes it: ViT embeddings for sources, the mask token for the target."""
         device = self.mask_tokens.device
         kind = sample.token_type.to(device)
         shown = sample.visuals[: int(sample.segment_id[sample.token_type == SOURCE].unique().numel())]
@@ -287,26 +313,27 @@ def load_planner(
 ) -> PlannerModel:
     """Read the planner of a released folder, or of one that `save_planner` wrote; the renderer's tensors are left.
 
+    The folder of a stock Qwen2.5-VL gives a planner too, of which connector, flow head and mask token are drawn anew.
+
     Args:
-        folder: Folder with ``bernini/`` and ``mllm/``.
+        folder: Folder with ``bernini/`` and ``mllm/``, or of a Qwen2.5-VL.
         dtype: Dtype of the weights.
         config: What weights do not tell, ``flow_shift`` and ``batch_mul``; the released ones if null. Shapes are those
-            of the weights.
+            of the weights, and those of ``config`` where there are none.
 
     Raises:
         CheckpointError: There is no planner, or its tensors are not exactly those of its configuration.
     """
     root = Path(folder)
     with _reading(root):
-        shape = _shape(root)
-        tensors = _read(root / FOLDER, dtype, PARTS)
-        given = {name.removeprefix("mllm."): x for name, x in tensors.items() if name.startswith("mllm.")}
-        mllm, missing, unknown = _pretrained(Qwen2_5_VLForConditionalGeneration, shape, given, dtype)
-        own = {name: x for name, x in tensors.items() if not name.startswith("mllm.")}
-        model = PlannerModel(mllm, _shaped(config or PlannerConfig(), own))
-        rest = model.load_state_dict(own, strict=False, assign=True)
-    missing += [name for name in rest.missing_keys if not name.startswith("mllm.")]
-    _check_complete(root, missing, [*unknown, *rest.unexpected_keys])
+        tensors, shape = _stored(root)
+        config = shaped(config or PlannerConfig(), tensors)
+        _check(root, tensors, config, shape, ("mllm.",) if _is_stock(root) else PLANNER_PREFIXES)
+        weights = load(tensors, dtype)
+        given = {name.removeprefix("mllm."): weights.pop(name) for name in tensors if name.startswith("mllm.")}
+        model = PlannerModel(_pretrained(Qwen2_5_VLForConditionalGeneration, shape, given, dtype), config)
+        drawn = {name: x.to(dtype) for name, x in model.state_dict().items() if not name.startswith("mllm.")}
+        model.load_state_dict(drawn | weights, strict=False, assign=True)
     model.tower_print = fingerprint(model.tower)
     return model.eval()
 
@@ -319,13 +346,53 @@ def load_tower(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     """
     root = Path(folder)
     with _reading(root):
-        shape = cast(PreTrainedConfig, _shape(root).vision_config)
-        tensors = _read(root / FOLDER, dtype, (TOWER,))
-        given = {name.removeprefix(TOWER): x for name, x in tensors.items()}
-        tower, missing, unknown = _pretrained(Qwen2_5_VisionTransformerPretrainedModel, shape, given, dtype)
-    _check_complete(root, missing, unknown)
+        tensors, shape = _stored(root, TOWER)
+        _check(root, tensors, PlannerConfig(), shape, (TOWER,))
+        given = {name.removeprefix(TOWER): x for name, x in load(tensors, dtype).items()}
+        kind = Qwen2_5_VisionTransformerPretrainedModel
+        tower = _pretrained(kind, cast(PreTrainedConfig, shape.vision_config), given, dtype)
     attend_at_once(tower)
     return tower.eval().requires_grad_(False)
+
+
+def planner_shapes(config: PlannerConfig, mllm: Qwen2_5_VLConfig) -> tuple[dict[str, torch.Size], dict[str, str]]:
+    """Shapes of a planner's tensors by released name, and names of tied ones with those that they are tied to."""
+    with torch.device("meta"):
+        model = build(config, mllm)
+    named = {released_name(name): x.shape for name, x in model.state_dict().items()}
+    tied: dict[str, str] = model.mllm.all_tied_weights_keys
+    return named, {released_name(f"mllm.{one}"): released_name(f"mllm.{other}") for one, other in tied.items()}
+
+
+def _check(
+    root: Path,
+    tensors: Mapping[str, StoredTensor],
+    config: PlannerConfig,
+    mllm: Qwen2_5_VLConfig,
+    parts: tuple[str, ...],
+) -> None:
+    """Refuse tensors that are not exactly those of the parts whose names begin so."""
+    shapes, tied = planner_shapes(config, mllm)
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+    check_fit("planner", root, tensors, expected, optional=tied)
+
+
+def _is_stock(root: Path) -> bool:
+    """Whether this is the folder of a Qwen2.5-VL."""
+    config = root / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == Qwen2_5_VLConfig.model_type
+
+
+def _stored(root: Path, begin: str = "") -> tuple[dict[str, StoredTensor], Qwen2_5_VLConfig]:
+    """A planner's tensors by their released names, those that begin so, and its multimodal LLM's configuration."""
+    if _is_stock(root):
+        where, tensors = root, {released_name(f"mllm.{name}"): x for name, x in read_folder(root).items()}
+    else:
+        where, tensors = root / MLLM, PLANNER.find(root)
+    if not (where / "config.json").is_file():  # transformers would take the folder for a name on the hub
+        raise FileNotFoundError(f"there is no {where / 'config.json'}")
+    shape = Qwen2_5_VLConfig.from_pretrained(where, local_files_only=True)
+    return {name: x for name, x in tensors.items() if name.startswith(begin)}, shape
 
 
 @contextmanager
@@ -338,58 +405,25 @@ def _reading(root: Path) -> Iterator[None]:
             "the planner cannot be read",
             where=str(root),
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            fix="point at a Bernini folder whose bernini/ and mllm/ belong together",
+            fix="train or download it first, or point at a folder whose bernini/ and mllm/ belong together",
         ) from error
-
-
-def _shape(root: Path) -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig.from_pretrained(root / MLLM, local_files_only=True)
 
 
 def _pretrained(
     kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype
-) -> tuple[Any, list[str], list[str]]:
-    """A model of transformers with these weights, and the names that they lack or have too many."""
-    loaded: Any = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=tensors,
-        attn_implementation=ATTENTION,
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    model, report = loaded
-    return model, [*report["missing_keys"]], [*report["unexpected_keys"]]
+) -> Any:
+    """A model of transformers with these weights."""
+    return kind.from_pretrained(None, config=config, state_dict=tensors, attn_implementation=ATTENTION, dtype=dtype)
 
 
-def _check_complete(root: Path, missing: list[str], unknown: list[str]) -> None:
-    if missing or unknown:
-        raise CheckpointError(
-            "the planner does not have the tensors of its configuration",
-            where=str(root),
-            why=f"{len(missing)} are missing and {len(unknown)} unknown, e.g. {min([*missing, *unknown])}",
-            fix="use mllm/config.json and weights that belong together",
-        )
-
-
-def _read(folder: Path, dtype: torch.dtype, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of a folder whose names begin so, in one file or in several with an index."""
-    index = folder / f"{FILE}.index.json"
-    names = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({folder / file for name, file in names.items() if name.startswith(parts)}) or [folder / FILE]:
-        with safe_open(file, "pt") as opened:
-            own = [name for name in opened.keys() if name.startswith(parts)]  # noqa: SIM118  it is no mapping
-            tensors |= {name: opened.get_tensor(name).to(dtype) for name in own}
-    return tensors
-
-
-def _shaped(config: PlannerConfig, tensors: dict[str, Tensor]) -> PlannerConfig:
-    """The configuration with the shapes of weights."""
-    return replace(
-        config,
-        flow_width=len(tensors["vit_decoder.net.input_proj.weight"]),
-        flow_depth=sum(name.endswith(".in_ln.weight") for name in tensors),
-        gen_dim=len(tensors["connector.proj_gen.0.weight"]),
-        mask_tokens=tensors["mask_tokens"].shape[1],
-    )
+def shaped(config: PlannerConfig, tensors: Mapping[str, StoredTensor]) -> PlannerConfig:
+    """The configuration with the shapes of those tensors, under their released names, that are there."""
+    told = {
+        "flow_width": ("vit_decoder.net.input_proj.weight", 0),
+        "gen_dim": ("connector.proj_gen.0.weight", 0),
+        "mask_tokens": ("mask_tokens", 1),
+    }
+    found = {key: tensors[name].shape[axis] for key, (name, axis) in told.items() if name in tensors}
+    if depth := sum(name.endswith(".in_ln.weight") for name in tensors):
+        found["flow_depth"] = depth
+    return replace(config, **found)

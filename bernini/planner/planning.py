@@ -100,6 +100,7 @@ class Plan:
         wtxt_wovit: ``[n - N, G]`` rows of text and sources.
         wotxt_wvit: ``[N, G]`` rows of the plan.
         wotxt_wovit: ``[m, G]`` rows of the negative prompt.
+        grid: ``(t, h, w)`` of the target in tokens, if the request told it.
     """
 
     embeds: Tensor
@@ -107,6 +108,7 @@ class Plan:
     wtxt_wovit: Tensor
     wotxt_wvit: Tensor
     wotxt_wovit: Tensor
+    grid: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,32 @@ class Planner:
             plans.update(zip(rows, self._plan_alike([requests[row] for row in rows], config), strict=True))
         return [plans[row] for row in range(len(requests))]
 
+    @torch.no_grad()
+    def adopt(self, requests: Sequence[PlanRequest], embeds: Sequence[Tensor]) -> list[Plan]:
+        """Plans that show given embeddings, such as the true ones of a target.
+
+        Args:
+            requests: What they are plans of.
+            embeds: ``[N, D]`` ViT embeddings of each.
+
+        Raises:
+            DataError: As `plan`, or embeddings are not those of so many tokens.
+        """
+        for request, own in zip(requests, embeds, strict=True):
+            found, wanted = tuple(own.shape), tuple(request.check().cond.embeds[request.cond.target].shape)
+            if found != wanted:
+                raise DataError("embeddings that are no plan of the target", why=f"they are {found}, it is {wanted}")
+        plans: dict[int, Plan] = {}
+        for rows in group(len(own) for own in embeds):
+            alike = [requests[row] for row in rows]
+            streams = [*(request.cond for request in alike), *(request.uncond for request in alike)]
+            reader = PrefixReader(self.text_model, streams, len(rows))
+            shown = torch.stack([embeds[row] for row in rows]).to(streams[0].embeds)
+            for at, (row, states) in enumerate(zip(rows, reader.targets(shown), strict=True)):
+                given, empty = reader.given(at), reader.given(len(rows) + at)
+                plans[row] = self._contexts(alike[at], shown[at], given, states, empty)
+        return [plans[row] for row in range(len(requests))]
+
     def _plan_alike(self, requests: Sequence[PlanRequest], config: PlanningConfig) -> list[Plan]:
         # Without sources imgcond is cond, so only img counts: with txt equal to it, imgcond cancels out.
         txt = config.img if requests[0].imgcond is None else config.txt
@@ -198,7 +226,7 @@ class Planner:
         planned = reader.targets(embeds)  # of cond alone, whose streams come first
         negative = every.index("uncond") * len(requests)
         return [
-            self._contexts(request.cond, embeds[row], reader.given(row), planned[row], reader.given(negative + row))
+            self._contexts(request, embeds[row], reader.given(row), planned[row], reader.given(negative + row))
             for row, request in enumerate(requests)
         ]
 
@@ -226,11 +254,12 @@ class Planner:
         sharded = any(isinstance(weight, DTensor) for weight in self.text_model.parameters())
         return embeds.is_cuda and steps >= RECORDED_FROM and not sharded
 
-    def _contexts(self, cond: Stream, embeds: Tensor, given: Tensor, planned: Tensor, empty: Tensor) -> Plan:
+    def _contexts(self, request: PlanRequest, embeds: Tensor, given: Tensor, planned: Tensor, empty: Tensor) -> Plan:
+        cond = request.cond
         rows, target_rows = self.connector.for_gen(given), self.connector.for_gen(planned)
         both = rows.new_empty(len(cond.embeds), rows.shape[-1])
         both[cond.given], both[cond.target] = rows, target_rows
-        return Plan(embeds, both, rows, target_rows, self.connector.for_gen(empty))
+        return Plan(embeds, both, rows, target_rows, self.connector.for_gen(empty), request.grid)
 
     def _first_order(self, requests: Sequence[PlanRequest], config: PlanningConfig) -> Tensor:
         """``[R, N]``, revealed from the end."""

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bernini.conversation import Conversation, Message
-from bernini.errors import ConfigError, DataError
+from bernini.errors import CheckpointError, ConfigError, DataError
 from bernini.planner.masking import SOURCE, TARGET, TEXT
 from bernini.planner.vision import Grid, TargetSize, VisionConfig, Visual, look_at, target_grid
 from bernini.tasks import DEFAULT_SENTENCE, MANY, TASKS
@@ -201,6 +202,20 @@ class PlannerTemplate:
         self.vision_start, self.vision_end = self._special("vision_start"), self._special("vision_end")
         self.image_pad, self.video_pad = self._special("image_pad"), self._special("video_pad")
 
+    @classmethod
+    def from_pretrained(cls, tokenizer: str, vision: VisionConfig | None = None) -> "PlannerTemplate":
+        """Read a tokenizer's folder.
+
+        Raises:
+            CheckpointError: It holds none.
+            ConfigError: The tokenizer lacks one of Qwen's special tokens.
+        """
+        if not (Path(tokenizer) / "tokenizer_config.json").is_file():
+            raise CheckpointError(
+                "no tokenizer here", where=tokenizer, fix="point at a folder of Qwen2.5-VL's tokenizer"
+            )
+        return cls(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), vision)
+
     def __call__(self, conversation: Conversation, size: TargetSize | None = None) -> PlannerSample:
         """Write a sample: a visual to plan or, where the answer is a text with loss, a chat.
 
@@ -209,7 +224,8 @@ class PlannerTemplate:
 
         Args:
             conversation: Sources with pixels, text, and the answer. If it has none, the target is what the task makes.
-                ``special_token`` messages are passed over.
+                ``special_token`` messages are passed over. Beside a target, reasoning is text that is given, as
+                released; `bernini.reasoning.unfold` makes what learns it.
             size: Size of a target that nothing else gives one.
 
         Returns:
@@ -222,6 +238,21 @@ class PlannerTemplate:
         chat = not conversation.targets and any(m.has_loss and _is_text(m) for m in conversation.messages)
         conversation = conversation if chat else _with_target(conversation)
         return self._write(conversation, self._items(conversation, size, chat), chat)
+
+    def question(self, conversation: Conversation) -> PlannerSample:
+        """Write what a chat says before its answer, up to the place where the answer begins.
+
+        Args:
+            conversation: Sources with pixels, and text. What is learned is passed over, an answer or a target.
+
+        Returns:
+            The beginning of the chat in which the answer would be learned, without labels.
+
+        Raises:
+            DataError: As when the chat is called with.
+        """
+        given = replace(conversation, messages=[m for m in conversation.messages if not m.has_loss])
+        return self._write(given, self._items(given, None, chat=True), chat=True, asks=True)
 
     def streams(
         self, conversation: Conversation, negative: str = "", size: TargetSize | None = None
@@ -300,7 +331,12 @@ class PlannerTemplate:
             yield Run(number, (t, h // merge, w // merge), message.is_video, message.is_target, visual)
 
     def _write(
-        self, conversation: Conversation, items: Sequence[Item], chat: bool = False, clean: bool = False
+        self,
+        conversation: Conversation,
+        items: Sequence[Item],
+        chat: bool = False,
+        clean: bool = False,
+        asks: bool = False,
     ) -> PlannerSample:
         task = TASKS.get(conversation.task)
         system: Item = ("system", task.planner_sentence if task else DEFAULT_SENTENCE)
@@ -316,12 +352,15 @@ class PlannerTemplate:
         def write_text(tokens: Sequence[int], learned: bool = False) -> None:
             write(len(tokens), tokens, learned)
 
+        def begin(role: str) -> None:
+            write_text([self.im_start, *_encode(self.tokenizer, f"{role}\n")])
+
         for role, turn in groupby([system, *items], key=lambda item: item[0]):
             content = _content((x for _, x in turn), clean)
             if not content:
                 continue
             answer = chat and role == "assistant"
-            write_text([self.im_start, *_encode(self.tokenizer, f"{role}\n")])
+            begin(role)
             for part in content:
                 if isinstance(part, str):
                     write_text(_encode(self.tokenizer, part), answer)
@@ -332,6 +371,8 @@ class PlannerTemplate:
             if chat:
                 write_text([self.im_end], answer)
                 write_text(_encode(self.tokenizer, "\n"))
+        if asks:
+            begin("assistant")
         return self._sample(conversation, runs, ids, labels)
 
     def _sample(

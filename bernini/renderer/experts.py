@@ -1,20 +1,29 @@
 """One transformer, or two that share the noise levels between them, and the folders they are kept in."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from bernini.checkpoints.parts import EXPERTS, TRANSFORMER_2, expert_boundary
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert
-from bernini.pretrained import load_pretrained
+from bernini.pretrained import load_pretrained, load_stored
 from bernini.renderer.segments import SegmentEncoding
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 
 FOLDERS = {"high": "transformer", "single": "transformer", "low": "transformer_2"}
+
+Choice = Literal["high", "low", "single", "both"]
+"""Which experts a renderer has: one of two, the only one of a model without experts, or both."""
+
+
+def experts_of(choice: Choice) -> dict[str, Expert]:
+    """The experts of a choice, by the names of their transformers."""
+    chosen: tuple[Expert, ...] = ("high", "low") if choice == "both" else (choice,)
+    return {FOLDERS[expert]: expert for expert in chosen}
 
 
 @dataclass
@@ -56,22 +65,26 @@ class Architecture:
 def load_transformer(
     folder: str | Path, expert: Expert, dtype: torch.dtype = torch.float32
 ) -> PackedWanTransformer3DModel:
-    """Read one expert of a Wan or Bernini-R diffusers folder.
+    """Read one expert of a Wan or Bernini-R diffusers folder, or of a released folder of the full model.
 
     Args:
-        folder: Folder with ``transformer/`` and, for two experts, ``transformer_2/``.
+        folder: Folder with ``transformer/`` and, for two experts, ``transformer_2/``; or with ``bernini/`` and
+            ``transformer_config.json``, of which the other expert and the planner are not read.
         expert: Which one.
         dtype: Weights' dtype; the modules that Wan keeps in fp32 stay so.
 
     Raises:
         CheckpointError: The folder is not there, has no such expert, or its weights do not fit its configuration.
     """
+    root, part = Path(folder), EXPERTS[FOLDERS[expert]]
+    if (config := part.config(root)) and config.parent == root:
+        return load_stored(PackedWanTransformer3DModel, config, part.find(root), dtype, what=f"{expert} expert")
     return load_pretrained(
         PackedWanTransformer3DModel,
-        Path(folder) / FOLDERS[expert],
+        root / part.name,
         dtype,
         what=f"{expert} expert",
-        fix="point init_from at a diffusers folder with transformer/ (and transformer_2/)",
+        fix="point init_from at a diffusers folder with transformer/ (and transformer_2/), or a released one",
     )
 
 
@@ -97,15 +110,14 @@ class Experts(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Experts":
-        """Read every expert of a Wan or Bernini-R folder.
+        """Read every expert of a folder that `load_transformer` takes.
 
-        The boundary is the ``boundary_ratio`` of its ``model_index.json``, 0.875 if that is silent.
+        The boundary is the one that the folder tells, 0.875 if it is silent.
         """
-        if not (Path(folder) / FOLDERS["low"]).is_dir():
-            return cls(load_transformer(folder, "single", dtype), boundary=0.0)
-        index = Path(folder) / "model_index.json"
-        ratio = json.loads(index.read_text()).get("boundary_ratio") if index.is_file() else None
-        return cls(load_transformer(folder, "high", dtype), load_transformer(folder, "low", dtype), ratio or 0.875)
+        root = Path(folder)
+        if not ((root / FOLDERS["low"]).is_dir() or TRANSFORMER_2.config(root)):
+            return cls(load_transformer(root, "single", dtype), boundary=0.0)
+        return cls(load_transformer(root, "high", dtype), load_transformer(root, "low", dtype), expert_boundary(root))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``transformer/`` and ``transformer_2/``, as diffusers loads them."""

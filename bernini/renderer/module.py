@@ -1,72 +1,44 @@
 """RendererModule: data -> noise -> model -> loss, and sampling."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from bernini.attention import AttentionBackend
-from bernini.conversation import Batch, Conversation, Media, Message
+from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
-from bernini.flow.noise import Expert, NoiseConfig, velocity_losses
+from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable
-from bernini.renderer.experts import Architecture, Experts, load_transformer
-from bernini.renderer.latents import NoisedSample, encode_media, latent_shape, noise_samples
+from bernini.measuring import Measured
+from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
+from bernini.renderer.frozen import Frozen, TextConfig
+from bernini.renderer.learning import draw_latents, target_losses
 from bernini.renderer.lora import LoRAConfig, load_lora
 from bernini.renderer.losses import add_losses, loss_table
-from bernini.renderer.packing import pack, pad_context
-from bernini.renderer.sampling import Progress, RenderRequest, SamplingConfig, Source, render
+from bernini.renderer.packing import pad_context
+from bernini.renderer.rendering import Prediction, Renderer, text_rows
+from bernini.renderer.sampling import SamplingConfig
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.seeds import draw_seed
-from bernini.sharding import data_rank, shard
-from bernini.stacking import map_stacked
-from bernini.text.encoder import MAX_TOKENS, TextFeatures
-from bernini.text.prompt import renderer_text
-from bernini.vae.codec import LATENTS_AT_ONCE, LatentCodec
+from bernini.sharding import shard
+from bernini.text.encoder import TextFeatures
+from bernini.vae.codec import LatentCodec
 
 
-@dataclass
-class TextConfig:
-    """Where text features come from.
-
-    Attributes:
-        encoder: Folder of a Wan checkpoint with ``text_encoder/`` and ``tokenizer/``; may be null for prepared data.
-        table: Table of features that ``bernini prepare`` writes beside the shards.
-        rows: Context rows of a sample; shorter texts are filled with zero rows, which are attended.
-    """
-
-    encoder: str | None = None
-    table: str | None = None
-    rows: int = MAX_TOKENS
-
-
-@dataclass
-class Prediction:
-    """A sampled clip.
-
-    Attributes:
-        conversation: What was asked for.
-        pixels: ``[3, T, H, W]`` uint8.
-    """
-
-    conversation: Conversation
-    pixels: Tensor
-
-
-class RendererModule(Adaptable):
+class RendererModule(Measured, Adaptable):
     """Trains and samples the renderer.
 
     Args:
         vae: Folder of the frozen VAE.
         expert: Noise levels to train: ``high`` or ``low`` of two experts, ``single`` for a model without experts, or
             ``both`` experts at once, each with its own noise.
-        init_from: Diffusers folder with weights to start from. To continue a run, pass ``--ckpt_path`` instead.
+        init_from: Diffusers or released folder with weights to start from. To continue a run, pass ``--ckpt_path``
+            instead.
         architecture: Shape of a model that starts from random weights.
         text: Where text features come from.
         noise: How timesteps are drawn.
@@ -89,7 +61,7 @@ class RendererModule(Adaptable):
     def __init__(
         self,
         vae: str,
-        expert: Literal["high", "low", "single", "both"] = "single",
+        expert: Choice = "single",
         init_from: str | None = None,
         architecture: Architecture | None = None,
         text: TextConfig = TextConfig(),  # noqa: B008  dataclass defaults are copied by the parser
@@ -118,14 +90,7 @@ class RendererModule(Adaptable):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.gradient_checkpointing, self.compile_blocks = attention, gradient_checkpointing, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
-        # Frozen helpers live in a plain dict: they belong neither in checkpoints nor in the optimizer.
-        dtype = getattr(torch, frozen_dtype)
-        self._frozen: dict[str, Any] = {
-            "dtype": dtype,
-            "device": torch.device("cpu"),
-            "codec": LatentCodec.from_pretrained(vae, dtype),
-            "features": TextFeatures(text.encoder, text.table, dtype),
-        }
+        self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
 
     # -- model -----------------------------------------------------------------------------------------------------
 
@@ -133,29 +98,21 @@ class RendererModule(Adaptable):
         """Build the transformers; sharded over the mesh if the strategy brings one."""
         if hasattr(self, "renderer"):
             return
-        models = {name: self._build(expert) for name, expert in self._experts().items()}
-        self.renderer = Experts(**models, boundary=0.0 if self.expert == "single" else self.noise.boundary)
+        models = {name: self._build(expert) for name, expert in experts_of(self.expert).items()}
+        boundary = 0.0 if self.expert == "single" else self.noise.boundary
+        self.renderer = Experts(models.get("transformer"), models.get("transformer_2"), boundary)
         if self.lora and self.lora.init_from:
             load_lora(self.renderer, self.lora.init_from)
         for model in self.renderer.models.values():
             if self.device_mesh is not None:
-                shard(model, model.blocks, self.device_mesh)
+                shard(model, model.blocks, self.device_mesh, methods=["keys_values"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
             if self.compile_blocks:
                 model.compile_repeated_blocks()
 
-    def _experts(self) -> dict[str, Expert | None]:
-        both = self.expert == "both"
-        return {
-            "transformer": "high" if both else None if self.expert == "low" else self.expert,
-            "transformer_2": "low" if both or self.expert == "low" else None,
-        }
-
-    def _build(self, expert: Expert | None) -> PackedWanTransformer3DModel | None:
-        if expert is None:
-            return None
+    def _build(self, expert: Expert) -> PackedWanTransformer3DModel:
         if self.init_from:
-            model = load_transformer(self.init_from, expert, self._frozen["dtype"] if self.lora else torch.float32)
+            model = load_transformer(self.init_from, expert, self._frozen.dtype if self.lora else torch.float32)
         else:
             assert self.architecture is not None
             model = self.architecture.build()
@@ -168,54 +125,18 @@ class RendererModule(Adaptable):
     @property
     def codec(self) -> LatentCodec:
         """The frozen VAE, on the module's device."""
-        return self._helper("codec")
+        return self._frozen.codec(self.device)
 
     @property
     def features(self) -> TextFeatures:
         """The frozen text encoder and its tables, on the module's device."""
-        return self._helper("features")
-
-    def _helper(self, name: Literal["codec", "features"]) -> Any:
-        if self._frozen["device"] != self.device:  # to look through all weights in every step would take milliseconds
-            for helper in ("codec", "features"):
-                self._frozen[helper].to(self.device)
-            self._frozen["device"] = self.device
-        return self._frozen[name]
+        return self._frozen.features(self.device)
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self) -> None:
-        """Begin to gather losses, too."""
-        super().on_train_start()
-        self._trained = loss_table(self.device)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One packed forward; the loss weighs every target alike."""
-        key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        first = data_rank(self) * len(batch)  # so that a sample's draws do not depend on the number of ranks
-        torch.manual_seed(draw_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
-        loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
-        self._trained += table
-        self.log("train/loss", table.means()["loss"], prog_bar=True, logger=False, batch_size=len(batch))
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Every ``log_every_n_steps`` steps, log means over all targets of all ranks since the last time.
-
-        The loggers get ``train/loss`` and its parts from here: Lightning would log one rank's last step, and repeat the
-        last loss of a task that has not come up since.
-        """
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
-            means = {f"train/{name}": value.item() for name, value in self._trained_means().items()}
-            for logger in self.loggers:
-                logger.log_metrics({**means, "epoch": self.current_epoch}, self.global_step)
-                logger.save()
-
-    def _trained_means(self) -> dict[str, Tensor]:
-        """Mean losses of training since the last call, of all ranks."""
-        table, self._trained = self._trained, loss_table(self.device)
-        return table.over_ranks(self.trainer.strategy).means()
+    def empty_table(self) -> MeanTable:
+        """Losses in all, by task and by noise level."""
+        return loss_table(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss under noise that is the same at every validation and, whatever `noise` is, in every run.
@@ -223,20 +144,7 @@ class RendererModule(Adaptable):
         Each task has its own shift and density, so that ``val/loss`` compares runs that train under different ones; the
         expert and ``noise.boundary`` still decide which noise levels are measured.
         """
-        self._measured += self.losses(batch.samples, [("validate", s.key) for s in batch.samples], train=False)[1]
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin to gather."""
-        self._measured = loss_table(self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log means over all targets of all ranks: ``val/loss``, or ``test/loss``, and its parts."""
-        stage = "test" if self.trainer.testing else "val"
-        means = self._measured.over_ranks(self.trainer.strategy).means()
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
-
-    test_step, on_test_epoch_start = validation_step, on_validation_epoch_start
-    on_test_epoch_end = on_validation_epoch_end
+        super().validation_step(batch, batch_idx)
 
     def losses(
         self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
@@ -251,53 +159,26 @@ class RendererModule(Adaptable):
         Returns:
             The loss, for ``both`` the sum of the experts' losses, and the losses of all targets.
         """
-        draws = [self._generators(key) for key in keys]
+        seeds = [draw_seed(self.seed, *key) for key in keys]
+        # Host generators make the choices that shape the batch, those on the device noise.
+        hosts, generators = ([torch.Generator(d).manual_seed(seed) for seed in seeds] for d in ("cpu", self.device))
         samples = [s.check() for s in samples]
         if train:
-            samples = [self.dropout.apply(s, host) for s, (host, _) in zip(samples, draws, strict=True)]
-        latents = self._latents(samples, [device for _, device in draws])
+            samples = [self.dropout.apply(s, host) for s, host in zip(samples, hosts, strict=True)]
+        latents = draw_latents(self.codec, samples, generators, self.max_latent_frames)
         contexts = self._contexts(samples)
         noise = self.noise if train else self.noise.tasks_own()
-        total, table = torch.zeros((), device=self.device), loss_table(self.device)
+        total, table = torch.zeros((), device=self.device), self.empty_table()
         for name, model in self.renderer.models.items():
-            expert: Expert = self._experts()[name] or "single"
-            sigmas = noise.draw_sigmas([s.spec for s in samples], expert, [host for host, _ in draws])
-            noised = noise_samples(samples, latents, contexts, sigmas, model.patch, [device for _, device in draws])
-            # Neighbours of equal lengths share one call of attention.
-            noised.sort(key=lambda one: [math.prod(s.latent.shape) for s in one.packed.segments])
-            loss = self._velocity_loss(model, noised)
+            expert = experts_of(self.expert)[name]
+            loss, noised = target_losses(model, expert, samples, latents, contexts, noise, hosts, generators)
             total = total + loss.mean()
             add_losses(table, noised, loss.detach())
         return total, table
 
-    def _velocity_loss(self, model: PackedWanTransformer3DModel, noised: Sequence[NoisedSample]) -> Tensor:
-        packed = pack([n.packed for n in noised], model.patch)
-        predicted = model(packed)[packed.target_index]
-        return velocity_losses(predicted, torch.cat([v for n in noised for v in n.velocity]), packed.target_lengths)
-
-    def _latents(self, samples: Sequence[Conversation], generators: Sequence[torch.Generator]) -> list[list[Tensor]]:
-        """Sampled, normalised latents of all visual messages."""
-        codec, device = self.codec, self.device
-        posteriors = encode_media(codec, [m for s in samples for m in s.media()])
-        owners = [g for s, g in zip(samples, generators, strict=True) for _ in s.media()]
-        noise = [
-            torch.randn((codec.channels, *p.shape[1:]), generator=g, device=device)
-            for p, g in zip(posteriors, owners, strict=True)
-        ]
-        latents = iter(map_stacked(codec.normalize, posteriors, noise))
-        return [[next(latents)[:, : self.max_latent_frames] for _ in s.media()] for s in samples]
-
     def _contexts(self, samples: Sequence[Conversation]) -> list[Tensor]:
-        """Text context ``[rows, dim]`` of each sample: prepared features, else the text's."""
-        texts = [renderer_text(s.task, s.prompt) for s in samples if "text" not in s.text_features]
-        found = iter(self.features(texts, self.device))
-        chosen = [s.text_features["text"] if "text" in s.text_features else next(found) for s in samples]
-        return [pad_context(f.float(), self.text.rows) for f in chosen]
-
-    def _generators(self, key: tuple[str | int, ...]) -> tuple[torch.Generator, torch.Generator]:
-        """A host generator for choices that shape the batch, and a device generator for noise."""
-        seed = draw_seed(self.seed, *key)
-        return torch.Generator("cpu").manual_seed(seed), torch.Generator(self.device).manual_seed(seed)
+        """Text context ``[rows, dim]`` of each sample."""
+        return [pad_context(rows, self.text.rows) for rows in text_rows(samples, self.features, self.device)]
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
@@ -312,7 +193,6 @@ class RendererModule(Adaptable):
         self,
         conversations: Sequence[Conversation],
         seeds: Sequence[int] | None = None,
-        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Sample clips; but for rounding, none depends on what else is in the batch.
 
@@ -321,51 +201,9 @@ class RendererModule(Adaptable):
         Args:
             conversations: What to make; sources may be pixels or prepared latents.
             seeds: Seed of each clip's noise; counted on from ``sampling.seed`` if not given.
-            progress: Called with steps done and steps in all.
         """
-        if not conversations:
-            return []
         if seeds is None:
             seeds = range(self.sampling.seed, self.sampling.seed + len(conversations))
-        negative = self.features([self.sampling.negative_prompt], self.device)[0]
-        negative = pad_context(negative.float(), self.text.rows)
-        shown = [self._shown(c.check(targets=False)) for c in conversations]
-        posteriors = encode_media(self.codec, [m.media or Media() for messages in shown for m in messages])
-        latents = iter(map_stacked(self.codec.normalize, posteriors))
-        requests = [
-            self._request(c, [(m, next(latents)) for m in messages], context, negative, seed)
-            for c, messages, context, seed in zip(
-                conversations, shown, self._contexts(conversations), seeds, strict=True
-            )
-        ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            rendered = render(self.renderer, requests, self.sampling, progress)
-        clips = map_stacked(self.codec.decode, rendered, at_once=LATENTS_AT_ONCE)
-        return [Prediction(c, pixels) for c, pixels in zip(conversations, clips, strict=True)]
-
-    def _shown(self, conversation: Conversation) -> list[Message]:
-        """Messages whose latents sampling needs."""
-        starts_low = self.renderer.transformer is None
-        return [m for m in conversation.visual if not m.is_target or (starts_low and m.media)]
-
-    def _request(
-        self,
-        conversation: Conversation,
-        latents: Sequence[tuple[Message, Tensor]],
-        positive: Tensor,
-        negative: Tensor,
-        seed: int,
-    ) -> RenderRequest:
-        sources = [Source(x, m.is_video) for m, x in latents if not m.is_target]
-        truth = next((x for m, x in latents if m.is_target), None)
-        mode = self.sampling.mode or conversation.spec.guidance
-        return RenderRequest(self._latent_shape(conversation), sources, positive, negative, mode, seed, truth)
-
-    def _latent_shape(self, conversation: Conversation) -> tuple[int, int, int, int]:
-        """``(C, T, H, W)`` of what is to be sampled: as the target, else as the source to be edited, else as set."""
-        edited = [m for m in conversation.sources if m.is_video or conversation.task == "i2i"]
-        media = next((m.media for m in [*conversation.targets, *edited] if m.media), None)
-        if media is None:
-            frames = 1 if conversation.spec.target == "image" else self.sampling.frames
-            return self.codec.latent_shape(frames, self.sampling.height, self.sampling.width)
-        return latent_shape(self.codec, media)
+        renderer = Renderer(self.renderer, self.codec, self.features, self.text.rows)
+        made = renderer(conversations, self.sampling, seeds)
+        return [Prediction(c, pixels) for c, pixels in zip(conversations, made, strict=True)]

@@ -64,6 +64,8 @@ class Pack:
         context_lengths: Context rows per sample.
         target_lengths: Tokens per target, in packing order.
         target_grids: (T, H, W) in patches per target.
+        token_seen: Bool ``[tokens]``, those that are attended, at least one of each sample; all if null.
+        context_seen: The same of the context rows.
     """
 
     patches: Tensor
@@ -78,6 +80,8 @@ class Pack:
     context_lengths: tuple[int, ...]
     target_lengths: tuple[int, ...]
     target_grids: tuple[tuple[int, int, int], ...]
+    token_seen: Tensor | None = None
+    context_seen: Tensor | None = None
 
     @property
     def tokens(self) -> int:

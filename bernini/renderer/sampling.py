@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bernini.errors import ConfigError
-from bernini.flow.guidance import APG, Arm, Guide, Omegas, Sources, get_mode
+from bernini.flow.guidance import APG, Arm, Context, Guide, Omegas, Sources, check_mode, get_mode
 from bernini.flow.noise import add_noise
 from bernini.flow.solvers import SOLVERS, Solver, SolverName
 from bernini.renderer.experts import Experts
-from bernini.renderer.packing import PackedSample, Segment, interpolate_ids, pack, unpatchify
+from bernini.renderer.packing import PackedSample, Segment, interpolate_ids
+from bernini.renderer.stage import Stage
 
 BeyondTrained = Literal["interpolate", "extend"]
 
@@ -32,13 +34,16 @@ class SamplingConfig:
         solver: ``unipc`` or ``euler``.
         mode: Guidance mode; each task's own if null.
         omegas: Guidance weights.
-        apg: Projection of the ``*_apg`` modes.
+        apg: Projection in the space of clean latents, of the ``*_apg`` modes.
         frames: Length of clips that no source gives a size, 4k + 1.
         height: Their height in pixels.
         width: Their width in pixels.
         seed: Seed of the noise; sample ``i`` of a run uses ``seed + i``.
         negative_prompt: Text of the negative arms; it gets no task sentence.
         max_pack: Most samples in one forward; arms of several clips share a pack.
+        max_tokens: Most tokens in one forward. Large samples gain nothing from company; a larger one goes alone.
+        cache: Make keys and values of text and plan once per expert instead of in every step. The numbers are the same;
+            a row takes twice the width of the transformer in each block.
         beyond_trained: Ids of more sources than the five that were trained: ``interpolate`` squeezes all of them into
             1..5, ``extend`` goes on with 6, 7, ...
     """
@@ -55,13 +60,16 @@ class SamplingConfig:
     seed: int = 42
     negative_prompt: str = ""
     max_pack: int = 64
+    max_tokens: int = 32768
+    cache: bool = True
     beyond_trained: BeyondTrained = "interpolate"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.max_pack < 1:
-            raise ConfigError("sampling.steps and sampling.max_pack must be at least 1")
+        for name in ("steps", "max_pack", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"sampling.{name} must be at least 1")
         if self.mode is not None:
-            get_mode(self.mode)
+            check_mode(self.mode)
 
 
 @dataclass
@@ -84,8 +92,8 @@ class RenderRequest:
     Attributes:
         shape: ``(C, T, H, W)`` of the latent.
         sources: Conditions, in the order in which they are numbered.
-        positive: ``[rows, text_dim]`` text context.
-        negative: ``[rows, text_dim]`` context of the negative arms.
+        contexts: ``[rows, text_dim]`` for every context that the mode reads. Those without a plan are always there; one
+            with a plan makes it a request of the full model, whose modes are others.
         mode: Guidance mode.
         seed: Seed of the noise.
         truth: ``[C, T, H, W]`` the true latent; needed only to start below pure noise.
@@ -93,16 +101,21 @@ class RenderRequest:
 
     shape: tuple[int, int, int, int]
     sources: list[Source]
-    positive: Tensor
-    negative: Tensor
+    contexts: dict[Context, Tensor]
     mode: str
     seed: int
     truth: Tensor | None = None
 
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan."""
+        return any(context.plan for context in self.contexts)
+
     def noise(self) -> Tensor:
         """Initial noise, drawn on the CPU so that a seed means the same everywhere."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        return torch.randn((1, *self.shape), generator=generator)[0].to(self.positive.device)
+        device = next(iter(self.contexts.values())).device
+        return torch.randn((1, *self.shape), generator=generator)[0].to(device)
 
     def segments(self, sources: Sources, beyond_trained: BeyondTrained = "interpolate") -> list[Segment]:
         """Conditions that an arm sees, with their source ids.
@@ -134,20 +147,32 @@ class _Trajectory:
     beyond_trained: BeyondTrained
     velocities: dict[Arm, Tensor] = field(default_factory=dict)
 
-    def segments(self, arm: Arm) -> list[Segment]:
-        """Conditions that an arm sees."""
-        return self.request.segments(arm.sources, self.beyond_trained)
-
-    def distinct(self, low: bool) -> dict[tuple, list[Arm]]:
-        """Arms grouped by what the model would see: arms that differ in name only run once."""
-        groups: dict[tuple, list[Arm]] = {}
-        for arm in self.guide.arms(low):
-            seen = tuple((id(s.latent), s.source_id) for s in self.segments(arm))
-            groups.setdefault((seen, arm.text), []).append(arm)
-        return groups
+    def sample(self, arm: Arm) -> PackedSample:
+        """What the model sees of an arm."""
+        segments = [*self.request.segments(arm.sources, self.beyond_trained), Segment(self.x, 0)]
+        return PackedSample(segments, self.request.contexts[arm.context], timestep=0)
 
 
-Progress = Callable[[int, int], None]
+@dataclass
+class Step:
+    """A step that was made.
+
+    Attributes:
+        done: Steps that are made.
+        total: Steps in all.
+        timestep: Timestep (0..1000) that the model was given.
+        latents: ``[C, T, H, W]`` fp32 of each request after the step; sampling goes on from what is left here.
+        stop: Set it to make no more steps.
+    """
+
+    done: int
+    total: int
+    timestep: int
+    latents: list[Tensor]
+    stop: bool = False
+
+
+OnStep = Callable[[Step], None]
 
 
 @torch.no_grad()
@@ -155,7 +180,7 @@ def render(
     experts: Experts,
     requests: Sequence[RenderRequest],
     config: SamplingConfig,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Sample latents.
 
@@ -166,27 +191,41 @@ def render(
         experts: The transformers.
         requests: Clips to be made; they share the solver's grid, nothing else.
         config: Solver, weights and pack size.
-        progress: Called with the steps done and the steps in all.
+        on_step: Called after every step.
 
     Returns:
         ``[C, T, H, W]`` fp32 latent per request.
 
     Raises:
-        ConfigError: A lone low-noise expert was given no truth to start from.
+        ConfigError: A lone low-noise expert was given no truth to start from, or a mode needs a plan and there is none,
+            or has no use for the one that there is.
     """
     grid = SOLVERS[config.solver](config.steps, config.shift)
     first, last = _window(experts, grid.timesteps)
     trajectories = [_start(r, config, first, grid.sigmas[first]) for r in requests]
-    for index in range(first, last):
-        timestep, sigma = grid.timesteps[index], grid.sigmas[index]
-        low = experts.is_low(timestep)
-        _predict(experts, trajectories, timestep, low, config.max_pack)
-        for one in trajectories:
-            velocity = one.guide.combine(one.velocities, one.x, sigma, low)
-            stop_early = index == last - 1 and last < config.steps
-            one.x = one.x - sigma * velocity if stop_early else one.solver.step(index, velocity, one.x)
-        if progress:
-            progress(index + 1 - first, last - first)
+    for low, own in groupby(range(first, last), lambda index: experts.is_low(grid.timesteps[index])):
+        steps = list(own)
+        model = experts.at(grid.timesteps[steps[0]])
+        jobs = [(one, arm) for one in trajectories for arm in one.guide.arms(low)]
+        samples = [one.sample(arm) for one, arm in jobs]
+        stage = Stage(model, samples, config.max_pack, config.max_tokens, config.cache)
+        for index in steps:
+            sigma = grid.sigmas[index]
+            found = stage.predict([one.x for one, _ in jobs], grid.timesteps[index])
+            for (one, arm), velocity in zip(jobs, found, strict=True):
+                one.velocities[arm] = velocity
+            for one in trajectories:
+                velocity = one.guide.combine(one.velocities, one.x, sigma, low)
+                stop_early = index == last - 1 and last < config.steps
+                one.x = one.x - sigma * velocity if stop_early else one.solver.step(index, velocity, one.x)
+            if on_step:
+                step = Step(index + 1 - first, last - first, grid.timesteps[index], [one.x for one in trajectories])
+                on_step(step)
+                for one, x in zip(trajectories, step.latents, strict=True):
+                    one.x = x
+                if step.stop:
+                    return step.latents
+        del stage  # and all that it keeps, before the other expert's is made
     return [one.x for one in trajectories]
 
 
@@ -213,22 +252,10 @@ def _start(request: RenderRequest, config: SamplingConfig, first: int, sigma: fl
             )
         x = add_noise(request.truth.float(), x, sigma)
     solver = SOLVERS[config.solver](config.steps, config.shift, first)
-    guide = Guide(get_mode(request.mode), config.omegas, config.apg)
-    return _Trajectory(request, guide, solver, x, config.beyond_trained)
 
+    def seen(arm: Arm) -> tuple:
+        segments = request.segments(arm.sources, config.beyond_trained)
+        return arm.context, tuple((id(s.latent), s.source_id) for s in segments)
 
-def _predict(experts: Experts, trajectories: list[_Trajectory], timestep: int, low: bool, max_pack: int) -> None:
-    """Run every distinct arm of every trajectory once."""
-    model = experts.at(timestep)
-    jobs = [(one, arms) for one in trajectories for arms in one.distinct(low).values()]
-    for start in range(0, len(jobs), max_pack):
-        part = jobs[start : start + max_pack]
-        packed = pack([_sample(one, arms[0], timestep) for one, arms in part], model.patch)
-        rows = model(packed)[packed.target_index].float().split(list(packed.target_lengths))
-        for (one, arms), out, cells in zip(part, rows, packed.target_grids, strict=True):
-            one.velocities.update(dict.fromkeys(arms, unpatchify(out, cells, model.patch)))
-
-
-def _sample(one: _Trajectory, arm: Arm, timestep: int) -> PackedSample:
-    context = one.request.positive if arm.text == "positive" else one.request.negative
-    return PackedSample([*one.segments(arm), Segment(one.x, 0)], context, timestep)
+    mode = get_mode(request.mode, request.planned).merged(seen)
+    return _Trajectory(request, Guide(mode, config.omegas, config.apg), solver, x, config.beyond_trained)

@@ -2,11 +2,19 @@
 
 import functools
 import json
-from typing import Any, get_args
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanTimeTextImageEmbedding,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +23,23 @@ from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What forwards of one pack share while only its latents and timesteps change.
+
+    Attributes:
+        segments: Rotation of the pack.
+        keys_values: For each block, keys and values of the contexts that the pack reads, one after another.
+        cross_lengths: Tokens that read each context, and its rows, or ``None`` for a single one.
+    """
+
+    segments: Segments
+    keys_values: Sequence[KeysValues]
+    cross_lengths: Lengths | None
 
 
 def _modulate(norm: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,7 +52,7 @@ class PackedBlock(WanTransformerBlock):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        context: Tensor,
+        context: Tensor | KeysValues,
         modulation: Tensor,
         sample_index: Tensor | None,
         segments: Segments,
@@ -39,12 +64,12 @@ class PackedBlock(WanTransformerBlock):
 
         Args:
             x: ``[tokens, dim]``.
-            context: ``[rows, dim]`` embedded text.
+            context: ``[rows, dim]`` embedded text, or its keys and values.
             modulation: ``[samples, 6, dim]`` projected timestep embedding.
             sample_index: ``[tokens]``, or ``None`` for a single sample.
             segments: Rotation of the pack.
             self_lengths: Query and key tokens of each sample, or ``None`` for a single sample.
-            cross_lengths: Query tokens and context rows of each sample, or ``None`` for a single sample.
+            cross_lengths: Query tokens and rows of each context, or ``None`` for a single one.
             backend: Resolved attention backend.
 
         Returns:
@@ -72,12 +97,29 @@ class PackedBlock(WanTransformerBlock):
         q, k = sa3d_qk_norm_rope(q, k, attn.norm_q.weight, attn.norm_k.weight, segments, eps)
         return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
 
-    def _cross_attention(self, y: Tensor, context: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of cross-attention, ahead of forwards.
+
+        Args:
+            context: ``[rows, dim]`` embedded text.
+
+        Returns:
+            Two of ``[rows, heads, head_dim]``.
+        """
+        return self._keys_values(context)
+
+    def _keys_values(self, context: Tensor) -> KeysValues:
+        """The same within a forward: called by its own name, a sharded block would drop its weights after it."""
         attn: WanAttention = self.attn2
-        eps = self.norm1.eps
-        q = full_width_norm(attn.to_q(y), attn.norm_q.weight, eps)
-        k = full_width_norm(attn.to_k(context), attn.norm_k.weight, eps)
-        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, attn.to_v(context)))
+        k = full_width_norm(attn.to_k(context), attn.norm_k.weight, self.norm1.eps)
+        return k.unflatten(-1, (attn.heads, -1)), attn.to_v(context).unflatten(-1, (attn.heads, -1))
+
+    def _cross_attention(
+        self, y: Tensor, context: Tensor | KeysValues, lengths: Lengths | None, backend: str
+    ) -> Tensor:
+        attn: WanAttention = self.attn2
+        q = full_width_norm(attn.to_q(y), attn.norm_q.weight, self.norm1.eps).unflatten(-1, (attn.heads, -1))
+        k, v = self._keys_values(context) if isinstance(context, Tensor) else context
         return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
 
 
@@ -128,43 +170,61 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         pt, ph, pw = self.config["patch_size"]
         return pt, ph, pw
 
-    def forward(self, pack: Pack) -> Tensor:
+    def rotation(self, pack: Pack) -> Segments:
+        """How the tokens of a pack are rotated."""
+        table = pack.segments if self.segment_encoding == "sa3d" else without_ids(pack.segments)
+        return prepare_segments(table, pack.tokens, self.config["attention_head_dim"])
+
+    @apply_forward_hook  # so that weights that are offloaded come for it
+    def keys_values(self, context: Tensor) -> list[KeysValues]:
+        """Keys and values of every block's cross-attention, for :class:`Kept`.
+
+        Args:
+            context: ``[rows, text_dim]`` text (and plan).
+        """
+        embedder: WanTimeTextImageEmbedding = self.condition_embedder
+        embedded = embedder.text_embedder(context.to(self.patch_embedding.weight.dtype))
+        return [block.keys_values(embedded) for block in cast(Iterable[PackedBlock], self.blocks)]
+
+    def forward(self, pack: Pack, kept: Kept | None = None) -> Tensor:
         """Predict the velocity of every token.
 
         Args:
             pack: Packed samples.
+            kept: What is known of the pack from an earlier forward; its context is not looked at then.
 
         Returns:
             ``[tokens, pt * ph * pw * C]``, channel fastest, for all tokens; only target rows mean anything.
         """
-        embedder = self.condition_embedder
         weight = self.patch_embedding.weight
         # The embedding is a convolution whose stride is its kernel, that is, one linear map of each patch.
         x = F.linear(pack.patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
-        temb, modulation, context, _ = embedder(pack.timesteps, pack.context.to(weight.dtype))
+        text = (pack.context if kept is None else pack.context[:0]).to(weight.dtype)
+        temb, modulation, context, _ = self.condition_embedder(pack.timesteps, text)
         modulation = modulation.unflatten(1, (6, -1))
         sample_index = self_lengths = cross_lengths = None
-        if len(pack.token_lengths) > 1:
+        if len(pack.token_lengths) > 1 or pack.token_seen is not None or pack.context_seen is not None:
             sample_index = pack.sample_index
             tokens, rows, starts = pack.token_lengths, pack.context_lengths, pack.token_starts
-            self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts)
-            cross_lengths = Lengths(tuple(zip(tokens, rows, strict=True)), starts, pack.context_starts)
-
-        table = pack.segments
+            self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts, pack.token_seen)
+            pairs = tuple(zip(tokens, rows, strict=True))
+            cross_lengths = Lengths(pairs, starts, pack.context_starts, pack.context_seen)
         if self.segment_encoding == "embedding":
-            x = x + self.segment_embedding(table, pack.tokens)
-        if self.segment_encoding != "sa3d":
-            table = without_ids(table)
-        head_dim = self.config["attention_head_dim"]
-        segments = prepare_segments(table, pack.tokens, head_dim)
+            x = x + self.segment_embedding(pack.segments, pack.tokens)
+        contexts: Sequence[Tensor | KeysValues] = [context] * len(self.blocks)
+        if kept is None:
+            segments = self.rotation(pack)
+        else:
+            segments, contexts, cross_lengths = kept.segments, kept.keys_values, kept.cross_lengths
+
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        backend = resolve_backend(self.attention, x.device, dtype, head_dim)
-        shared = (context, modulation, sample_index, segments, self_lengths, cross_lengths, backend)
-        for block in self.blocks:
+        backend = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
+        shared = (modulation, sample_index, segments, self_lengths, cross_lengths, backend)
+        for block, own in zip(self.blocks, contexts, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, *shared, use_reentrant=False)
+                x = checkpoint(block, x, own, *shared, use_reentrant=False)
             else:
-                x = block(x, *shared)
+                x = block(x, own, *shared)
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         if sample_index is not None:

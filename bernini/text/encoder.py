@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
+from bernini.checkpoints.parts import TEXT_ENCODER, TOKENIZER, first_of
 from bernini.errors import CheckpointError, ConfigError
 
 MAX_TOKENS = 512
@@ -29,7 +30,8 @@ def context_rows(folder: str | Path) -> int:
     Raises:
         CheckpointError: It has none.
     """
-    path = Path(folder) / "tokenizer" / "tokenizer_config.json"
+    root = Path(folder)
+    path = (first_of(root, TOKENIZER) or root / TOKENIZER[0]) / "tokenizer_config.json"
     if not path.is_file():
         raise CheckpointError("no tokenizer here", where=str(path), fix="point at a Wan diffusers folder")
     return min(MAX_TOKENS, int(json.loads(path.read_text()).get("model_max_length", MAX_TOKENS)))
@@ -50,19 +52,21 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "TextEncoder":
-        """Read ``text_encoder/`` and ``tokenizer/`` of a Wan folder.
+        """Read ``text_encoder/`` and ``tokenizer/`` of a Wan folder, or the same with ``t5_`` of a released one.
 
         Raises:
             CheckpointError: One of them is not there.
         """
         root = Path(folder)
-        for part in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
-            if not (root / part).is_file():
+        config = TEXT_ENCODER.config(root) or root / TEXT_ENCODER.configs[0]
+        tokenizer = first_of(root, TOKENIZER) or root / TOKENIZER[0]
+        for file in (config, tokenizer / "tokenizer_config.json"):
+            if not file.is_file():
                 raise CheckpointError(
-                    "no text encoder here", where=str(root / part), fix="point text.encoder at a Wan diffusers folder"
+                    "no text encoder here", where=str(file), fix="point text.encoder at a Wan diffusers folder"
                 )
-        model = UMT5EncoderModel.from_pretrained(root / "text_encoder", dtype=dtype, local_files_only=True)
-        return cls(model, AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True))
+        model = UMT5EncoderModel.from_pretrained(config.parent, dtype=dtype, local_files_only=True)
+        return cls(model, AutoTokenizer.from_pretrained(tokenizer, local_files_only=True))
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:

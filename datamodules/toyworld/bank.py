@@ -50,11 +50,11 @@ class Encoder:
         self.rows, self.device = rows, device
 
     def stacks(self, batches: Iterable[Batch]) -> list[Stack]:
-        """Encode samples; those of one kind come together, in order."""
+        """Encode samples; those of one kind come together, in order, and kinds in the order of `Kind`."""
         waiting: dict[Kind, list[Conversation]] = defaultdict(list)
         encoded: dict[Kind, list[Stack]] = defaultdict(list)
         for sample in (sample for batch in batches for sample in batch.samples):
-            kind = sample.task, tuple(pixels.shape[1] for pixels in _pixels(sample)[:-1])
+            kind = kind_of(sample)
             waiting[kind].append(sample)
             if len(waiting[kind]) == AT_ONCE:
                 encoded[kind].append(self._stack(waiting.pop(kind)))
@@ -80,6 +80,11 @@ class Encoder:
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         return torch.stack([pad_context(features.float(), self.rows) for features in self.text.encode(texts)])
+
+
+def kind_of(sample: Conversation) -> Kind:
+    """What kind a sample is of."""
+    return sample.task, tuple(pixels.shape[1] for pixels in _pixels(sample)[:-1])
 
 
 def _pixels(sample: Conversation) -> list[Tensor]:
@@ -132,6 +137,13 @@ class RowsOfBank(Dataset[Rows]):
         rows = self._order(stack, epoch)[place : place + count]
         missing = count - len(rows)
         return np.concatenate([rows, self._rows(stack, first + len(rows), missing)]) if missing else rows
+
+
+def weights_of(vae: str, text: str) -> str:
+    """Hashes of the files that encode clips and texts."""
+    folders = Path(vae), Path(text) / "text_encoder", Path(text) / "tokenizer"
+    files = [file for folder in folders for file in sorted(folder.glob("*.*"))]
+    return " ".join(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files)
 
 
 def in_parts(length: int) -> list[Request]:
@@ -242,13 +254,8 @@ class ToyBankDataModule(OrderedDataModule):
         self.bank = Bank(tuple(stacks), tuple(counts))
 
     def _made_from(self) -> str:
-        """The world, how many samples of it, and hashes of the weights that encode them."""
-        hashes = [
-            hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-            for folder in (Path(self.vae), Path(self.text) / "text_encoder", Path(self.text) / "tokenizer")
-            for file in sorted(folder.glob("*.*"))
-        ]
-        return f"{self._train}, {self.length} samples, {self.rows} rows, {' '.join(hashes)}"
+        """The world, how many samples of it, and what encodes them."""
+        return f"{self._train}, {self.length} samples, {self.rows} rows, {weights_of(self.vae, self.text)}"
 
     def _drawn(self) -> Loader:
         requests = in_parts(self.length)

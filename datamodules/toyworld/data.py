@@ -29,7 +29,7 @@ class ToyWorld:
     Attributes:
         parts: Part of each task in the mix, in any unit; any run of samples holds the tasks in nearly these parts.
             Besides the tasks of the task table there are those of `QUESTIONS`, which only a planner can learn.
-            ``v2v/reason`` is v2v with edits of the kind ``reason`` alone.
+            ``v2v/reason`` is v2v with edits of the kind ``reason`` alone, ``v2v/cot`` the same with the reasoning.
         frames: Frames of a clip.
         height: In pixels.
         width: In pixels.

@@ -67,8 +67,9 @@ EDITS: dict[str, tuple[str, ...]] = {
 }
 """Edit kinds of the tasks that change a source."""
 
-UNSEEN: dict[str, tuple[str, ...]] = {"i2i": ("reason",), "v2v": ("statue", "reason")}
-"""Edit kinds that are only drawn where they are named: the toy family has not seen them."""
+UNSEEN: dict[str, tuple[str, ...]] = {"i2i": ("reason", "cot"), "v2v": ("statue", "reason", "cot")}
+"""Edit kinds that are only drawn where they are named: the toy family has not seen them. ``cot`` is ``reason`` with the
+reasoning to learn."""
 
 COUNTS: dict[str, tuple[int, ...]] = {"remove": (2,), "add": (1,), "move": (1,), "insert": (1,)}
 """How many things the source has, for the kinds that care; one or two for the others."""

@@ -10,6 +10,7 @@ from numpy.random import Generator
 
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import ConfigError
+from bernini.reasoning import PROPAGATE
 from bernini.tasks import get_task
 from datamodules.toyworld.edits import COUNTS, EDITS, UNSEEN, draw_scene, draw_thing, edit, pick
 from datamodules.toyworld.reasoning import draw_reasoned
@@ -34,6 +35,7 @@ class Plan:
         references: Things of the target (their numbers) that a source shows and the text does not describe.
         reason: Kind of reasoning, one of `REASONS`, if the edit takes some.
         explicit: The instruction that it leads to.
+        thought: How it is led to, if that is to be learned.
     """
 
     target: Scene
@@ -44,6 +46,7 @@ class Plan:
     references: tuple[int, ...] = ()
     reason: str | None = None
     explicit: str | None = None
+    thought: str | None = None
 
     def suits(self, split: Split) -> bool:
         """Whether names are unambiguous, an edit changes something, and the split allows every combination."""
@@ -105,15 +108,16 @@ def _source(rng: Generator, kind: str, moving: bool = True) -> Scene:
     return draw_scene(rng, COUNTS.get(kind, (1, 2)), moving, **({"places": places[kind]} if kind in places else {}))
 
 
-def _reasoned(rng: Generator, task: str) -> Plan:
+def _reasoned(rng: Generator, task: str, aloud: bool) -> Plan:
     found = draw_reasoned(rng, task != "i2i")
     plan = Plan(found.target, found.text, edit="reason", reason=found.kind, explicit=found.explicit)
+    plan = replace(plan, thought=found.thought) if aloud else plan
     return replace(plan, images=(found.source,)) if task == "i2i" else replace(plan, videos=(found.source,))
 
 
 def _edited(rng: Generator, task: str, kind: str) -> Plan:
-    if kind == "reason":
-        return _reasoned(rng, task)
+    if kind in ("reason", "cot"):
+        return _reasoned(rng, task, aloud=kind == "cot")
     scene = _source(rng, kind, task != "i2i")
     if kind == "lighting" and rng.integers(2):
         scene = replace(scene, lighting="dim")
@@ -124,7 +128,7 @@ def _edited(rng: Generator, task: str, kind: str) -> Plan:
     if task == "i2i":
         return Plan(target, text, images=(scene,), edit=kind)
     if task == "vi2v":
-        return Plan(target, "make the whole video look like image0", (scene,), (target,), kind)
+        return Plan(target, PROPAGATE, (scene,), (target,), kind)
     return Plan(target, text, (scene,), edit=kind)
 
 
@@ -224,7 +228,7 @@ def make_item(
     Returns:
         Source videos, source images, prompt, target, pixels ``[3, T, height, width]`` uint8, clips at 16 fps.
         ``info["truth"]`` is what `judge` compares with. A reasoning edit has ``info["explicit"]`` too, the instruction
-        without any need to reason.
+        without any need to reason; of the kind ``cot`` it has the reasoning behind the prompt: ``cot_text`` with loss.
 
     Raises:
         ConfigError: An argument is out of range, or the task has none of the edit kinds.
@@ -247,6 +251,8 @@ def make_item(
     messages = [Message("video", media=clip(scene)) for scene in plan.videos]
     messages += [Message("image", media=image(scene)) for scene in plan.images]
     messages.append(Message("text", plan.text))
+    if plan.thought:
+        messages.append(Message("cot_text", plan.thought, has_loss=True))
     if spec.target == "image":
         messages.append(Message("image_gen", media=image(plan.target)))
     else:

@@ -10,6 +10,7 @@ from bernini.bank import Bank
 from bernini.planner.bank import PlanStack, join, write
 from bernini.planner.module import PlannerModule
 from bernini.planner.template import PlannerTemplate
+from bernini.reasoning import unfold
 from datamodules.loading import Loader
 from datamodules.order import Request
 from datamodules.toyworld.bank import check_alone, in_parts, rows_loader
@@ -28,7 +29,8 @@ class Sheets(Dataset[PlanStack]):
         self.world, self.template = world, template
 
     def __getitem__(self, request: Request) -> PlanStack:
-        return join([write(self.world[number], self.template) for number in request.samples])
+        parts = (part for number in request.samples for part in unfold(self.world[number]))
+        return join([write(part, self.template) for part in parts])
 
 
 class ToyPlanBankDataModule(ToyWorldDataModule):
@@ -75,10 +77,14 @@ class ToyPlanBankDataModule(ToyWorldDataModule):
 
     def _made_from(self, template: PlannerTemplate) -> str:
         """The world, how many samples of it, and how they are written."""
-        words = hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
-        return f"{self._train}, {self.length} samples, {template.vision}, tokenizer {words}"
+        return f"{self._train}, {self.length} samples, {template.vision}, tokenizer {words_of(template)}"
 
     def train_dataloader(self) -> Loader:
         """Rows of the bank, from the cursor on; an epoch is one pass over as many samples as were drawn."""
         assert self.bank is not None
         return rows_loader(self, self.bank, self.length, self.seed)
+
+
+def words_of(template: PlannerTemplate) -> str:
+    """A hash of the tokenizer that writes samples."""
+    return hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from collections.abc import Container
 
-from datamodules.toyworld.scene import Scene, acts, where
+from datamodules.toyworld.scene import Scene, Thing, acts, where
 
 _NAMED = {
     "shape": "the {shape}",
@@ -44,7 +44,7 @@ def by_attribute(scene: Scene, number: int, hidden: Container[str] = ()) -> list
     return phrases if others else [*phrases, "the thing"]
 
 
-def by_reasoning(scene: Scene, number: int) -> dict[str, list[str]]:
+def by_reasoning(scene: Scene, number: int) -> dict[str, dict[str, str]]:
     """Name one of two things so that it takes a look at both to know which is meant.
 
     Args:
@@ -52,21 +52,31 @@ def by_reasoning(scene: Scene, number: int) -> dict[str, list[str]]:
         number: The thing's number in it, 0 or 1.
 
     Returns:
-        Phrases by kind of `REASONINGS`, such as ``the thing that does not move``, ``the larger thing``, ``the thing
-        that is not red`` and ``the thing left of the blue ring``; none where a kind does not tell the two apart.
+        By kind of `REASONINGS`, phrases such as ``the thing that does not move``, ``the larger thing``, ``the thing
+        that is not red`` and ``the thing left of the blue ring``, each with the attribute to look at; none where a kind
+        does not tell the two apart.
     """
     thing, other = scene.things[number], scene.things[1 - number]
     moves, other_moves = thing.motion != "still", other.motion != "still"
     motion = ["the thing that moves"] if moves else ["the thing that stays still", "the thing that does not move"]
     size = "larger" if thing.size == "large" else "smaller"
-    denied = [
-        f"the thing that is not {words.format(value=getattr(other, attribute))}"
+    denied = {
+        f"the thing that is not {words.format(value=getattr(other, attribute))}": attribute
         for attribute, words in _DENIED.items()
         if getattr(thing, attribute) != getattr(other, attribute)
-    ]
-    return {
-        "motion": motion if moves != other_moves else [],
-        "comparison": [f"the {size} thing"] if thing.size != other.size else [],
-        "negation": denied,
-        "relation": [f"the thing {_BESIDE[thing.place]} {other.name}"],
     }
+    return {
+        "motion": dict.fromkeys(motion, "motion") if moves != other_moves else {},
+        "comparison": {f"the {size} thing": "size"} if thing.size != other.size else {},
+        "negation": denied,
+        "relation": {f"the thing {_BESIDE[thing.place]} {other.name}": "place"},
+    }
+
+
+def stated(thing: Thing, attribute: str) -> str:
+    """What a thing is like in one respect, as a clause such as ``the red square is striped``."""
+    value = getattr(thing, attribute)
+    if attribute == "motion":
+        return f"{thing.name} {acts(value)}"
+    said = {"shape": f"a {value}", "place": where(value)}.get(attribute, value)
+    return f"{thing.name} is {said}"

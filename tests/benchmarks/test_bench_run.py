@@ -7,16 +7,18 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from factories import FRAMES, build, make_config
+from planners import write_planner_folder
 from torch import Tensor
 
 from benchmarks import bench
 from benchmarks.quality.interface import Item
-from benchmarks.quality.sampler import Renderer
+from benchmarks.quality.sampler import Trained
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.cli import main
 from bernini.conversation import Conversation
@@ -169,6 +171,21 @@ def test_a_lora_is_merged_and_told_apart(wan: Path, whole: Path, tmp_path: Path)
     assert tuned.keys() == plain.keys() and all(tuned[name] != plain[name] for name in plain)
 
 
+def test_a_model_with_a_planner_plans_unless_told_not_to(
+    wan: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_planner_folder(copytree(wan, tmp_path / "full"), gen_dim=12)
+    assert run(model, tmp_path / "without", "--no-plan", "--batch-size", "1") == 0
+    assert contents(tmp_path / "without") == contents(whole)
+    assert run(model, tmp_path / "with", "--tasks", "v2v", "--per-task", "1") == 0
+    told = json.loads((tmp_path / "with" / "manifest.json").read_text())["run"]
+    assert told["sampling"]["planning"]["steps"] == 25 and {"bernini", "mllm", "transformer"} <= told["model"].keys()
+    ((name, clip),) = contents(tmp_path / "with").items()
+    assert clip != contents(whole)[name]
+    assert run(model, tmp_path / "without") == 78  # it was made without a plan
+    assert "error" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("expert", ["both", "high", "low"])
 def test_clips_are_those_that_the_module_samples_one_by_one(wan: Path, tmp_path: Path, expert: str) -> None:
     config = make_config(wan, tmp_path, tmp_path, expert=expert)
@@ -178,7 +195,7 @@ def test_clips_are_those_that_the_module_samples_one_by_one(wan: Path, tmp_path:
     samples = [benchmark.conversation(item) for item in benchmark.items()]
     seeds = [item.seed(7) for item in benchmark.items()]
     alone = [module.sample([sample], [seed])[0].pixels for sample, seed in zip(samples, seeds, strict=True)]
-    for made, expected in zip(Renderer(module)(samples, seeds), alone, strict=True):
+    for made, expected in zip(Trained(module)(samples, seeds), alone, strict=True):
         assert made.shape == expected.shape and (made.int() - expected.int()).abs().max() <= 1
 
 

@@ -21,6 +21,7 @@ from bernini.planner.settings import PlannerSettings
 from bernini.planner.vision import VisionConfig
 from callbacks import SavePlanner
 
+ROOT = Path(__file__).parents[2]
 EXAM = Exam(items=5, probe_items=60, frames=5, size=32)
 OPTIONS = ["--items=5", "--probe-items=60", "--frames=5", "--size=32", "--device=cpu", "--batch=3"]
 
@@ -67,6 +68,17 @@ def test_figures_of_records_are_those_of_the_metrics(truth: Truth) -> None:
     wanted = {"cosine": 1, "explained_variance": 1, "retrieval@1": 1, "probe_relative": 1, "gallery": EXAM.items}
     assert {name: pytest.approx(perfect.figures[name]) for name in wanted} == wanted
     assert all(record["right"] == record["right_true"] for record in perfect.records)
+
+
+def test_the_shipped_toy_planner_sees_plans_and_reasons() -> None:
+    exam = Exam(items=24, probe_items=24)
+    model, template = load(ROOT / "assets" / "toy" / "planner", torch.float32, torch.device("cpu"))
+    truth = Truth(model, Sheets(exam, template), batch=24)
+    for category in ("t2i", "v2v/reason"):
+        (planned,) = plan(model, truth.sheets.planned(category), [PlanningConfig(steps=8)], 24)
+        figures = measure(truth, category, planned).figures
+        assert figures["retrieval@1"] > 0.9 and figures["cosine"] > 0.9, category
+    assert sum(answered["right"] for answered in answer(model, truth.sheets.asked("und_img"), 24)) > 20
 
 
 def test_reasoning_edits_are_a_category_and_every_target_is_held_out(truth: Truth) -> None:

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import make_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bernini.attention import packed_attention, resolve_backend
+from bernini.attention import Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError, DataError
 from bernini.renderer.packing import (
     PackedSample,
@@ -53,6 +52,21 @@ def assert_same_gradients(model, found, expected, relative_error, tolerance=1e-5
     for (name, _), a, b in zip(model.named_parameters(), found, expected, strict=True):
         # Some gradients vanish (of the keys' bias: softmax ignores it), so the size of them all is the yardstick.
         assert (a - b).norm() < tolerance * max(b.norm(), 1e-2 * total), name
+
+
+@few
+@given(lengths=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1), seed=st.integers(0, 99))
+def test_keys_that_are_not_seen_might_as_well_not_be_there(lengths, seed, randn):
+    draw, generator = randn(seed), torch.Generator().manual_seed(seed)
+    keys = [k for _, k in lengths]
+    q, k, v = (draw(sum(n), 2, 8) for n in ([n for n, _ in lengths], keys, keys))
+    seen = torch.rand(sum(keys), generator=generator) < 0.5
+    seen[torch.tensor([0, *keys[:-1]]).cumsum(0)] = True  # one of each sample
+    whole = Lengths.of(lengths, "cpu")
+    whole.seen = seen
+    kept = Lengths.of([(n, int(own.sum())) for (n, _), own in zip(lengths, seen.split(keys), strict=True)], "cpu")
+    expected = packed_attention(q, k[seen], v[seen], kept, "native")
+    torch.testing.assert_close(packed_attention(q, k, v, whole, "native"), expected, rtol=1e-5, atol=1e-6)
 
 
 @few
@@ -119,7 +133,7 @@ def test_grouped_attention_is_attention_per_sample(lengths, randn):
         expected.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[k_start : k_start + k_length]))
         q_start, k_start = q_start + q_length, k_start + k_length
     for backend in ("native", "math"):
-        torch.testing.assert_close(packed_attention(q, k, v, make_lengths(lengths), backend), torch.cat(expected))
+        torch.testing.assert_close(packed_attention(q, k, v, Lengths.of(lengths, "cpu"), backend), torch.cat(expected))
         if len(lengths) == 1:
             torch.testing.assert_close(packed_attention(q, k, v, None, backend), expected[0])
 

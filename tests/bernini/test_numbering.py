@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bernini.flow.guidance import Context
 from bernini.renderer.experts import Experts
 from bernini.renderer.sampling import RenderRequest, SamplingConfig, Source, render, source_ids
 
@@ -22,7 +23,8 @@ def test_the_model_is_given_the_ids_of_the_configuration(beyond_trained, tiny_mo
     draw, model, seen = randn(0), tiny_model(0), []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].segments[:, 4].tolist()))
     sources = [Source(draw(4, 1, 2, 2), is_video=False) for _ in range(7)]
-    request = RenderRequest((4, 1, 2, 2), sources, draw(3, 12), draw(3, 12), "r2v_apg", seed=0)
+    contexts = {Context("positive", False): draw(3, 12), Context("negative", False): draw(3, 12)}
+    request = RenderRequest((4, 1, 2, 2), sources, contexts, "r2v_apg", seed=0)
     render(Experts(model, boundary=0.0), [request], SamplingConfig(steps=1, beyond_trained=beyond_trained))
     ids = torch.tensor([*source_ids(7, beyond_trained), 0]).tolist()
     assert seen == [[0, *ids, *ids]]  # without images, with images, with images and text

@@ -9,6 +9,7 @@ from factories import callback, fit, logged_rows
 from planners import make_planner, make_planner_config
 from torch import Tensor
 
+from bernini.bank import save_tensors
 from bernini.cli import main
 from bernini.conversation import Conversation
 from bernini.dropout import DropoutConfig
@@ -16,8 +17,9 @@ from bernini.errors import ConfigError, DataError
 from bernini.planner.bank import COINS, NAMES, PlanStack, join, statistics, to_patches, write
 from bernini.planner.banked import SUMS, BankedPlannerModule, PlanPass, draw_ratios
 from bernini.planner.flow_head import Draws
+from bernini.planner.learning import LossConfig, hide, weigh
 from bernini.planner.masking import MASK_RATIOS, TARGET
-from bernini.planner.module import LossConfig, PlannerModule
+from bernini.planner.module import PlannerModule
 from bernini.planner.template import IGNORED, PlannerSample, pack
 from bernini.planner.vision import prepare
 from datamodules.toyworld import make_item, make_question
@@ -77,12 +79,14 @@ def test_a_batch_has_the_loss_of_its_samples_packed(train_vit: bool, sources: An
     kept = [dropped(sample, code) for sample, code in zip(SAMPLES, CODES.tolist(), strict=True)]
     written = [module.template(sample) for sample in kept]
     generator = torch.Generator().manual_seed(0)
-    masked = [module._hide(s, w.token_type, generator) for s, w in zip(kept, written, strict=True)]
+    masked = [hide(s, w, module.loss.ratios, generator) for s, w in zip(kept, written, strict=True)]
     counts = [int(own.sum()) for own in masked]
     draws = module.planner.vit_decoder.draw(sum(counts), generator)
     output = module.planner(pack(written), masked=torch.cat(masked), draws=draws, sources=sources)
     labelled = [int((w.labels != IGNORED).sum()) for w in written]
-    loss, table = module._weigh(output, kept, counts, labelled)
+    table = module.empty_table()
+    ntp_mean, visual_mean = weigh(output, kept, counts, labelled, table)
+    loss = 0.3 * ntp_mean + 2.0 * visual_mean
 
     rows = torch.arange(len(SAMPLES))
     hidden, drawn = in_slots(written, masked, draws, stack.targets.shape[1])
@@ -216,3 +220,21 @@ def test_kept_samples_serve_a_second_fit_unless_they_are_of_another_world(
     given = str(tmp_path / "second" / "given.yaml")
     assert main(["fit", "-c", given, "--data.file", str(tmp_path / "bank.safetensors"), "--data.length", "54"]) == 77
     assert "holds other samples" in capsys.readouterr().err
+
+
+def test_kept_samples_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    tensors, file = bank_of(make_planner()).tensors(), tmp_path / "bank.safetensors"
+    del tensors["length"]
+    save_tensors(file, tensors, "this world", grid="4 4")
+    with pytest.raises(DataError, match=r"older version\n.*bank.safetensors\n.*no length in it"):
+        PlanStack.load(file, torch.device("cpu"), "this world")
+
+
+def test_a_bank_holds_both_halves_of_samples_with_reasoning(tmp_path: Path) -> None:
+    config = banked_config(tmp_path, 4)
+    config["data"]["init_args"]["tasks"] = {"v2v/cot": 1}
+    fit(config)
+    for stage in ("train", "val"):
+        names = {name for row in logged_rows(tmp_path, stage) for name in row}
+        assert {f"{stage}/{name}" for name in ("visual_v2v", "ntp", "accuracy", "thoughts")} <= names
+        assert f"{stage}/answers" not in names

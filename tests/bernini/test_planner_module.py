@@ -8,7 +8,7 @@ import torch
 from factories import fit, logged_rows
 from planners import make_planner, make_planner_config, make_planner_samples
 
-from bernini.planner.module import LossConfig
+from bernini.planner.learning import LossConfig
 from bernini.planner.planning import PlanningConfig
 
 KEYS = [("test", number) for number in range(3)]

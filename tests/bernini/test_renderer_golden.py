@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
-from bernini.flow.guidance import APG, Omegas
+from bernini.flow.guidance import APG, PLANNED_MODES, Context, Omegas
 from bernini.flow.solvers import UniPC
 from bernini.renderer.experts import Experts
 from bernini.renderer.packing import PackedSample, Segment, pack, unpatchify
@@ -69,17 +69,41 @@ def test_golden_sampling(run, goldens, golden_model, relative_error):
     request = RenderRequest(
         shape=(16, 3, 4, 6),
         sources=[Source(g[name], name.startswith("video")) for name in SOURCES[run]],
-        positive=g["pos"],
-        negative=g["neg"],
+        contexts={Context("positive", plan=False): g["pos"], Context("negative", plan=False): g["neg"]},
         mode=spec["guidance_mode"],
         seed=spec["seed"],
     )
     config = SamplingConfig(
         steps=spec["num_inference_steps"],
         shift=spec["flow_shift"],
-        omegas=Omegas(spec["omega_vid"], spec["omega_img"], spec["omega_txt"], spec["omega_scale"]),
+        omegas=Omegas(**{name: spec[f"omega_{name}"] for name in ("vid", "img", "txt", "scale")}),
         apg=APG(spec["eta"], spec["norm_threshold"][0], spec["momentum"]),
     )
+    (latent,) = render(Experts(golden_model("high"), golden_model("low")), [request], config)
+    assert relative_error(latent, g[f"out.{run}"]) < 1e-4
+
+
+CONTEXTS = {
+    "wotxt_wovit": Context("negative", plan=False),
+    "wtxt_wovit": Context("positive", plan=False),
+    "wotxt_wvit": Context("negative", plan=True),
+    "wtxt_wvit": Context("positive", plan=True),
+}
+
+
+@pytest.mark.parametrize("run", sorted(PLANNED_MODES.keys() - {"rv2v_projected"}))
+def test_golden_sampling_with_a_plan(run, goldens, golden_model, relative_error):
+    g = load_file(goldens / "bernini_sample.safetensors")
+    spec = json.loads((goldens / "bernini_sample.json").read_text())[run]
+    request = RenderRequest(
+        shape=(16, 3, 4, 6),
+        sources=[Source(g[name], name == "video") for name in ("video", "ref0", "ref1")],
+        contexts={context: g[f"ctx.{name}"] for name, context in CONTEXTS.items()},
+        mode=spec["guidance_mode"],
+        seed=spec["seed"],
+    )
+    omegas = Omegas(**{name: spec[f"omega_{name}"] for name in ("vid", "img", "txt", "tgt", "scale")})
+    config = SamplingConfig(steps=spec["num_inference_steps"], shift=spec["flow_shift"], omegas=omegas)
     (latent,) = render(Experts(golden_model("high"), golden_model("low")), [request], config)
     assert relative_error(latent, g[f"out.{run}"]) < 1e-4
 

@@ -232,6 +232,7 @@ def test_wandb_gets_a_table_with_the_clips_by_path(
     for name, value in {"MODE": "offline", "SILENT": "true", "DATA_DIR": str(tmp_path / "data")}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()  # of earlier tests: the environment is read once
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
     config["trainer"] |= {"max_steps": 1}
     config["trainer"]["logger"] = callback("callbacks.Wandb", save_dir=str(tmp_path))
     config["trainer"]["callbacks"].append(bench(tmp_path / "bench"))

@@ -352,3 +352,53 @@ def test_reasoning_is_only_asked_for_by_name():
     assert not any(item.info["truth"]["edit"] == "reason" or "explicit" in item.info for item in made)
     with pytest.raises(ConfigError, match="do not fit task mv2v"):
         make_item("mv2v", 0, edits=["reason"])
+
+
+# -- reasoning itself ------------------------------------------------------------------------------------------------
+
+
+def is_sound(scene, why):
+    """Whether all that a reason states is so, and what it says to follow does."""
+    facts, _, follows = why.partition(", so ")
+    if match := re.fullmatch("there are (the .+) and (the .+)", facts):
+        names = match.groups()
+        return {meant(scene, name) for name in names} == {0, 1} and follows in [f"{name} goes" for name in names]
+    clauses = [
+        re.fullmatch(rf"(the \w+ \w+)(?: is)? ({PREDICATE})", clause).groups() for clause in facts.split(" and ")
+    ]
+    if match := re.fullmatch(r"the other way is (\w+)", follows):
+        followed = BACK[match[1]] == clauses[0][1].split()[-1]
+    else:
+        followed = not follows or len({meant(scene, phrase) for phrase in follows.split(" is the ")}) == 1
+    return followed and all(claim(scene, *clause) for clause in clauses)
+
+
+@pytest.mark.parametrize("task", ["v2v", "i2i"])
+def test_reasoning_is_true_of_the_pixels_and_ends_in_the_explicit_edit(task):
+    kinds = set()
+    for index in range(60):
+        item = make_item(task, index, edits=["cot"], frames=9, split=("train", "held_out")[index % 2])
+        source, instruction, thought, target = item.messages
+        assert (thought.type, thought.has_loss) == ("cot_text", True) and target.is_target
+        kinds.add(item.info["truth"]["reason"])
+        seen = read(source.media.pixels).scene
+        why, explicit = thought.text.split("\n\n")
+        assert explicit == item.info["explicit"]
+        assert is_sound(seen, why.removesuffix(".")), thought.text
+        named = re.findall(r"(?:^|and |are )(the \w+ \w+)", why.partition(", so ")[0])  # in an order that is seen
+        places = [seen.things[meant(seen, name)].place for name in named]
+        assert len(places) == 1 or places in (["left", "right"], ["top", "bottom"])
+        assert apply(seen, changes(seen, explicit)) == apply(seen, changes(seen, instruction.text)) != seen
+        plain = make_item(task, index, edits=["reason"], frames=9, split=("train", "held_out")[index % 2])
+        assert plain.info == item.info and [m.text for m in plain.messages] == [None, instruction.text, None]
+        assert torch.equal(plain.targets[0].media.pixels, target.media.pixels)
+    assert kinds == set(REASONS) - ({"motion", "reverse"} if task == "i2i" else set())
+
+
+def test_reasoning_is_mixed_in_by_its_part():
+    world = ToyWorld({"v2v/cot": 1.0, "i2i/cot": 1.0, "v2v": 8.0}, **SMALL)
+    drawn = [world[index] for index in range(100)]
+    thinking = Counter(item.task for item in drawn if any(m.type == "cot_text" for m in item.messages))
+    assert thinking == pytest.approx({"v2v": 10, "i2i": 10}, abs=2)
+    with pytest.raises(ConfigError, match="do not fit task mv2v"):
+        make_item("mv2v", 0, edits=["cot"])

@@ -2,10 +2,9 @@ import copy
 
 import pytest
 import torch
-from factories import make_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bernini.attention import packed_attention, resolve_backend
+from bernini.attention import Lengths, packed_attention, resolve_backend
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack
 
@@ -66,7 +65,7 @@ KERNELS = {
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("pairs", [None, ((700, 512), (700, 512), (68, 77))], ids=["one", "several"])
 def test_attention_is_of_its_backend_and_right(pairs, backend, relative_error):
-    lengths = make_lengths(pairs, CUDA) if pairs else None
+    lengths = Lengths.of(pairs, CUDA) if pairs else None
     queries, keys = (1468, 1101)
     q, k, v = (
         torch.randn(n, 12, 128, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for n in (queries, keys, keys)

@@ -13,7 +13,6 @@ from benchmarks.quality.plans.figures import METRICS, statistic
 from benchmarks.quality.plans.measuring import GALLERY, Record
 from benchmarks.quality.tables import markdown
 from bernini.errors import DataError
-from bernini.files import replacing
 
 VARIANTS = {"beta": "Beta masks", "uniform": "uniform masks", "silent": "Beta masks, no language loss"}
 SHOWN = ("retrieval@1", "probe_relative", "cosine")
@@ -64,24 +63,17 @@ def _estimate(runs: Sequence[Sequence[Record]], metric: str) -> Estimate:
     return estimate([statistic(records, metric) for records in runs], len(runs[0]))
 
 
-def _verdict(gap: Estimate) -> str:
-    low, high = gap.bounds
-    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
-
-
 def _all(records: Records, variant: str) -> str:
     body = [[name, *(records.plans(variant, name, metric).text() for metric in METRICS)] for name in PLANNED]
     return markdown(["", *(metric.replace("_", " ") for metric in METRICS)], body)
 
 
-def _masks(records: Records) -> str:
-    """Beta less uniform masks."""
+def _less(records: Records, one: str, other: str) -> str:
+    """What plans of one variant are better by than those of another."""
     body = []
     for category in PLANNED:
-        gaps = [
-            records.plans("beta", category, metric) - records.plans("uniform", category, metric) for metric in SHOWN
-        ]
-        body.append([category, *(f"{gap.text('+')} {_verdict(gap)}" for gap in gaps)])
+        gaps = [records.plans(one, category, metric) - records.plans(other, category, metric) for metric in SHOWN]
+        body.append([category, *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *(metric.replace("_", " ") for metric in SHOWN)], body)
 
 
@@ -109,8 +101,16 @@ def _understanding(records: Records) -> str:
         after = [records.answers(variant, task) for task in ANSWERED]
         gaps = [own - records.answers("before", task) for own, task in zip(after, ANSWERED, strict=True)]
         body.append([VARIANTS[variant], *(own.text() for own in after)])
-        body.append([f"{VARIANTS[variant]}, less before", *(f"{gap.text('+')} {_verdict(gap)}" for gap in gaps)])
+        body.append([f"{VARIANTS[variant]}, less before", *(f"{gap.text('+')} {gap.verdict}" for gap in gaps)])
     return markdown(["", *ANSWERED], body)
+
+
+def _price(records: Records) -> str:
+    """What the language loss takes from plans; nothing where no run went without it."""
+    if "silent" not in records.runs:
+        return ""
+    told = f"Plans of training with the language loss less those of training without ({VARIANTS['beta']}):"
+    return f"\n{told}\n\n{_less(records, 'beta', 'silent')}\n"
 
 
 def _fit(recipe: dict[str, Any], config: str, run: str, more: Sequence[str] = ()) -> str:
@@ -188,7 +188,7 @@ from {exam["probe_items"]:,} targets of training samples, images and clips apart
 
 ## Beta masks less uniform masks
 
-{_masks(records)}
+{_less(records, "beta", "uniform")}
 
 ## Planning steps
 
@@ -213,6 +213,7 @@ Off is txt 1 and img 1. Without sources only img counts, so on and off are the s
 Answers that greedy decoding gives rightly, word for word, before and after planner training.
 
 {_understanding(records)}
+{_price(records)}
 
 ## How it was made
 
@@ -225,18 +226,3 @@ Answers that greedy decoding gives rightly, word for word, before and after plan
 {_commands(records)}
 ```
 """
-
-
-def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a study.
-
-    Args:
-        folder: Folder of the study.
-        path: Markdown file.
-
-    Raises:
-        DataError: Runs are missing, or cannot be compared.
-    """
-    text = page(Records(folder))
-    with replacing(path) as temporary:
-        temporary.write_text(text)

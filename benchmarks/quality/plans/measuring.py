@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from benchmarks.quality.plans.exam import Question, Sheet, Sheets
-from bernini.planner.model import MLLM, PlannerConfig, PlannerModel, load_planner
+from bernini.planner.conversations import ConversationPlanner
+from bernini.planner.model import PlannerModel
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.probe import Probe, ProbeAccuracy
 from bernini.planner.quality import PlanCosine, PlanExplainedVariance, PlanRetrieval, cosines, retrieved
-from bernini.planner.settings import PlannerSettings
 from bernini.planner.template import IGNORED, PlannerTemplate, pack
 from bernini.planner.validation import right_tokens, token_grid, true_target
 from bernini.seeds import draw_seed
@@ -38,10 +37,8 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Planne
     Raises:
         CheckpointError: It is no planner's folder.
     """
-    settings = PlannerSettings.of(folder)
-    model = load_planner(folder, dtype, PlannerConfig(flow_shift=settings.flow_shift))
-    tokenizer = AutoTokenizer.from_pretrained(folder / MLLM, local_files_only=True)
-    return model.to(device), PlannerTemplate(tokenizer, settings.vision)
+    planner = ConversationPlanner.from_pretrained(folder, dtype).to(device)
+    return planner.model, planner.template
 
 
 class Truth:

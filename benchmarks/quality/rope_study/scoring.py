@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from benchmarks.quality.environment import environment
@@ -26,10 +25,10 @@ from benchmarks.quality.rope_study.items import (
     read_output,
     settings,
 )
-from benchmarks.quality.sampler import Ceiling, Renderer, Sampler, load_renderer
+from benchmarks.quality.sampler import Ceiling, Model, Sampler, load_sampler
+from benchmarks.quality.studies import reading_run
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.conversation import Conversation
-from bernini.errors import DataError
 from bernini.flow.guidance import Omegas
 from bernini.renderer.sampling import SamplingConfig
 from bernini.vae.codec import LatentCodec
@@ -66,8 +65,7 @@ class Run:
         Raises:
             DataError: A file is missing, or of something else.
         """
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+        with reading_run(folder, "configs/toy/rope.yaml") as config:
             model, data = config["model"]["init_args"], config["data"]["init_args"]
             with (folder / "logs" / "metrics.csv").open() as file:
                 losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -85,13 +83,6 @@ class Run:
                 },
                 losses[-1],
             )
-        except (OSError, LookupError, TypeError) as error:
-            raise DataError(
-                "this is no finished run of the study",
-                where=str(folder),
-                why=f"{type(error).__name__}: {error}",
-                fix="train it with configs/toy/rope.yaml, and RUN set to this folder",
-            ) from error
 
 
 def _read_array(item: Conversation, output: NDArray[np.uint8]) -> Record:
@@ -128,28 +119,27 @@ class Scorer:
             steps: Solver steps.
         """
         records: list[Record] = []
-        renderer = self._renderer(run, steps)
-        module = renderer.module
+        sampler = self._sampler(run, steps)
         for count, numbering in settings(run.encoding):
-            module.sampling = replace(module.sampling, beyond_trained=NUMBERINGS[numbering])
-            records += self._records(run.folder.name, renderer, run.clips, count, numbering)
+            sampler.sampling = replace(sampler.sampling, beyond_trained=NUMBERINGS[numbering])
+            records += self._records(run.folder.name, sampler, run.clips, count, numbering)
         facts = {"encoding": run.encoding, "seed": run.seed, "recipe": run.recipe, "loss": run.loss}
-        parameters = sum(p.numel() for p in module.renderer.parameters())
+        parameters = sum(p.numel() for p in sampler.renderer.experts.parameters())
         facts |= {"parameters": parameters, "sampling_steps": steps, **self._facts(run.clips)}
         return {**facts, "environment": environment(), "records": records}
 
     def _facts(self, clips: Clips) -> dict[str, Any]:
         return {"data": {**asdict(clips), "held_out": self.items}}
 
-    def _renderer(self, run: Run, steps: int) -> Renderer:
-        defaults = ToyBenchmark.defaults
+    def _sampler(self, run: Run, steps: int) -> Model:
+        mode, omega = ToyBenchmark.defaults["guidance"][False]
         config = SamplingConfig(
             steps=steps,
-            mode=defaults["mode"],
-            omegas=Omegas(**defaults["omega"]),
+            mode=mode,
+            omegas=Omegas(**omega),
             max_pack=2 * self.batch,  # with and without text
         )
-        return load_renderer(
+        return load_sampler(
             run.folder,
             lora=None,
             vae=ASSETS,

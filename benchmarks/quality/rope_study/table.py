@@ -16,7 +16,6 @@ from benchmarks.quality.rope_study.items import BEYOND, COMPARED, TRAINED
 from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import DataError
-from bernini.files import replacing
 
 Bools = NDArray[np.bool_]
 Cell = tuple[str, int, str]
@@ -30,7 +29,7 @@ METRICS = {
     "motion": "the verifier's `motion`: things that move as the text says",
     "copied": "things that look like one of the images, whichever",
 }
-GUIDANCE: float = ToyBenchmark.defaults["omega"]["txt"]
+GUIDANCE: float = ToyBenchmark.defaults["guidance"][False][1]["txt"]
 
 
 def estimate(values: Floats) -> Estimate:
@@ -134,12 +133,8 @@ def _differences(records: Records) -> tuple[str, list[str]]:
 
 
 def _verdicts(gaps: Sequence[Estimate], counts: Sequence[int]) -> str:
-    def verdict(gap: Estimate) -> str:
-        low, high = gap.bounds
-        return "better" if low > 0 else "worse" if high < 0 else "not told apart"
-
     columns = _columns(counts)
-    return "; ".join(f"{verdict(gap)} with {column}" for gap, column in zip(gaps, columns, strict=True)) + "."
+    return "; ".join(f"{gap.verdict} with {column}" for gap, column in zip(gaps, columns, strict=True)) + "."
 
 
 def _beyond(records: Records, metric: str, keep: Callable[[int], Bools] | None = None) -> str:
@@ -292,18 +287,3 @@ def _others(records: Records) -> str:
     """Tables of the verifier's own scores."""
     names = ("identity", "attributes", "motion")
     return "\n\n".join(f"{name.capitalize()}: {METRICS[name]}.\n\n{_compared(records, name)}" for name in names)
-
-
-def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a study.
-
-    Args:
-        folder: Folder of the study.
-        path: Markdown file.
-
-    Raises:
-        DataError: Runs are missing, or cannot be compared.
-    """
-    text = page(Records(folder))
-    with replacing(path) as temporary:
-        temporary.write_text(text)

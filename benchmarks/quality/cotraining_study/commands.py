@@ -1,0 +1,83 @@
+"""The commands that made a study, as its records tell them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+CONFIGS = {"before": ("planner", "banked"), "warmup": ("warmup", "cobanked")}
+COTRAINED = ("cotrain", "cobanked")
+"""Configurations in ``configs/toy``: of the training, and what is added to it from a bank."""
+
+
+def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Commands that train, score and tabulate.
+
+    Args:
+        runs: Names of the runs of each variant.
+        facts: What the scores of each run say of it.
+    """
+    program, folder = "python -m benchmarks.quality.cotraining_study", "runs/cotraining"
+    trained: dict[str, Mapping[str, Any]] = {}
+    for names in runs.values():
+        for training in (facts[names[0]]["start"], facts[names[0]]["training"]):
+            if training:
+                trained.setdefault(training["name"].rpartition("-")[0], training)
+    first = [] if len(runs["before"]) == len(runs["paper"]) else ["before"]  # one planner that all seeds go on from
+    fits = {variant: _fit(variant, training, first) for variant, training in trained.items()}
+    seeds = " ".join(str(facts[name]["training"]["seed"]) for name in runs["paper"])
+    settings = facts[runs["paper"][0]]["settings"]
+    exam, sampling = settings["exam"], settings["sampling"]
+    omegas = (f"--omega-{name} {value:g}" for name, value in sampling["omegas"].items() if value != 1)
+    score = [
+        f"{program} score {folder}/{{{','.join(runs)}}}-[0-9]*",
+        f"--items {exam['items']} --probe-items {exam['probe_items']} --frames {exam['frames']} --size {exam['size']}",
+        " ".join([f"--steps {sampling['steps']} --mode {sampling['mode']}", *omegas]),
+    ]
+    return "\n".join(
+        [
+            *(fits[variant] for variant in first),
+            f"for seed in {seeds}; do",
+            *(f"  {fit}" for variant, fit in fits.items() if variant not in first),
+            "done",
+            " \\\n    ".join(score),
+            f"{program} table",
+        ]
+    )
+
+
+def _fit(variant: str, training: Mapping[str, Any], first: Sequence[str]) -> str:
+    config, bank = CONFIGS.get(variant, COTRAINED)
+    recipe, exposure = training["recipe"], training["exposure"]
+    schedule = "--model.lr_scheduler.init_args"
+    run, start = _name(training["name"], first), _name(training["start"], first)
+    lines = [
+        f"RUN=runs/cotraining/{run} bernini fit -c configs/toy/{config}.yaml"
+        + f" -c configs/toy/{bank}.yaml" * training["banked"],
+        f"--seed_everything {run.rpartition('-')[2]} ",
+        f"--trainer.max_steps {recipe['steps']} {schedule}.total_steps {recipe['steps']} "
+        f"{schedule}.max_lr {recipe['lr']:g}",
+        " ".join(f"--data.{name} {recipe[name]}" for name in ("batch_size", "length") if name in recipe),
+    ]
+    if exposure is None:
+        lines[1] += f"--model.init_from runs/planner/{training['start']}/planner"
+    else:
+        weights = "planner" if start.startswith("before") else "model"
+        lines[1] += f"--model.init_from.planner runs/cotraining/{start}/{weights}"
+        if training["whole"]:
+            lines.append(f"--model.init_from.renderer runs/cotraining/{start}/{weights}")
+        if exposure["visible"] < 1:
+            lines.append(f"--model.exposure '{_flow({kind: share for kind, share in exposure.items() if share})}'")
+    if variant == "thinking":
+        lines.append(f"--data.tasks '{_flow(recipe['tasks'])}'")
+    return " \\\n    ".join(line for line in lines if line)
+
+
+def _name(run: str, first: Sequence[str]) -> str:
+    """A run's name with its seed as the loop has it."""
+    variant = run.rpartition("-")[0]
+    return run if variant in first else f"{variant}-$seed"
+
+
+def _flow(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), default_flow_style=True, sort_keys=False, width=1000).strip()
