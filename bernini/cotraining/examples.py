@@ -76,7 +76,7 @@ def make_example(
         masked = torch.zeros_like(second)
         masked[~second] = first
     told = told_tokens(written.token_type, masked, second, kept.context)
-    level = {"true": 0.0, "planned": 1.0}.get(kind, level)
+    level = {"full": 0.0, "planned": 1.0}.get(kind, level)
     return Example(kept.planner, kept.renderer, written, masked, second, told, kind, level)
 
 

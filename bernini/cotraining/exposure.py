@@ -17,8 +17,8 @@ from bernini.planner.masking import SOURCE, TARGET
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.template import IGNORED, PlannerSample
 
-PlanKind = Literal["visible", "true", "planned", "noised"]
-KINDS: tuple[PlanKind, ...] = ("visible", "true", "planned", "noised")
+PlanKind = Literal["visible", "full", "planned", "noised"]
+KINDS: tuple[PlanKind, ...] = ("visible", "full", "planned", "noised")
 
 
 @dataclass
@@ -27,7 +27,7 @@ class PlanExposure:
 
     Attributes:
         visible: The true embeddings of the target tokens that are not hidden (the paper's).
-        true: Those of all target tokens.
+        full: Those of all target tokens.
         planned: What the planner, as it is, plans for the sample.
         noised: Those of all target tokens under noise.
         level: Largest sigma of that noise; each sample's is drawn uniformly below it.
@@ -35,7 +35,7 @@ class PlanExposure:
     """
 
     visible: float = 1.0
-    true: float = 0.0
+    full: float = 0.0
     planned: float = 0.0
     noised: float = 0.0
     level: float = 0.5

@@ -120,10 +120,12 @@ def sa3d_qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm over the full width, then SA-3D RoPE, for queries and keys.
 
-    The normalised value is rounded to the input's dtype before the rotation, as in Wan.
+    What is normalised is rounded to the input's dtype before it is rotated, as in Wan; the fused kernel rounds once, at
+    the end.
 
     Args:
-        q: ``[tokens, heads, head_dim]``; a view of a wider projection will do.
+        q: ``[tokens, heads, head_dim]``; a view of a wider projection will do. The fused kernel copies rows that do not
+            begin at a multiple of 16 bytes.
         k: As ``q``.
         weight_q: ``[heads * head_dim]``, fp32 or in the dtype of ``q``; null rotates alone.
         weight_k: As ``weight_q``.
@@ -143,8 +145,8 @@ def sa3d_qk_norm_rope(
         _check(q, k, weight_q, weight_k, segments)
         (frequencies,) = segments.constants
         out_q, out_k, _ = torch.ops.bernini.sa3d_qk_norm_rope(
-            _rows(q),
-            _rows(k),
+            q,
+            k,
             weight_q,
             weight_k,
             segments.table,
@@ -200,15 +202,6 @@ def fused_frequencies(head_dim: int, device: torch.device) -> Tensor:
     return torch.stack(columns, dim=1).contiguous().to(device)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``x`` itself if the kernel can read its rows in vectors of 16 bytes, else a copy."""
-    lanes = 16 // x.element_size()
-    aligned = x.data_ptr() % 16 == 0 if not torch.compiler.is_compiling() else x.storage_offset() % lanes == 0
-    if x.stride(2) == 1 and x.stride(1) == x.shape[2] and x.stride(0) % lanes == 0 and aligned:
-        return x
-    return x.contiguous()
-
-
 def _check(q: Tensor, k: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, segments: Segments) -> None:
     heads, head_dim = q.shape[1:]
     width = heads * head_dim
@@ -260,7 +253,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, grad_q: Tensor, grad_k: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     segments, frequencies, rstd, weight_q, weight_k, *saved = ctx.saved_tensors
-    grad_q, grad_k = _rows(grad_q), _rows(grad_k)
     weights: tuple[Tensor | None, Tensor | None] = None, None
     if ctx.normed:
         dq, dk, *weights = torch.ops.bernini.sa3d_qk_norm_rope_backward(

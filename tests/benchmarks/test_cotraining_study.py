@@ -57,7 +57,7 @@ def test_the_study_needs_neither_av_nor_wandb_and_its_reading_processes_no_model
 
 def write_run(folder: Path, variant: str, seed: int, shares: dict[str, float], answers: float = 0.0, **training: Any):
     """Scores of four items of each category, of which a way gets so many edits done."""
-    exposure = {"visible": 1.0, "true": 0.0, "planned": 0.0, "noised": 0.0}
+    exposure = {"visible": 1.0, "full": 0.0, "planned": 0.0, "noised": 0.0}
     if variant in exposure:
         exposure |= {"visible": 0.5, variant: 0.5, **({"level": 0.3} if variant == "noised" else {})}
     start = {"cold": "before", "before": "sight"}.get(variant, "warmup")

@@ -46,7 +46,7 @@ ROWS = torch.cat([torch.arange(len(kind)) for kind in KINDS])
 OFTEN = {"text": 0.5, "image": 0.4, "video": 0.4, "plan": 0.4}
 EXPOSURES = {
     "visible": PlanExposure(),
-    "mixed": PlanExposure(visible=0.2, true=0.4, noised=0.4),
+    "mixed": PlanExposure(visible=0.2, full=0.4, noised=0.4),
 }
 
 
@@ -168,7 +168,7 @@ def test_a_batch_has_the_losses_and_gradients_of_its_samples_packed(
     if one._visual is False:
         draws = draws._replace(flow=None)
     kinds = {e.kind for e in examples if e.second.any()}
-    assert kinds == ({"true", "noised"} if exposure == "mixed" else set())
+    assert kinds == ({"full", "noised"} if exposure == "mixed" else set())
     assert draws.coins[:, :4].any(0).all() and (draws.coins[:12, 0] & draws.coins[:12, 3]).any()
 
     loss, table = module.losses(SAMPLES, keys)

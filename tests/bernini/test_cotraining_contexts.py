@@ -95,7 +95,7 @@ def test_the_paper_shows_the_visible_tokens_and_hides_the_others(module: CoTrain
     torch.testing.assert_close(context, torch.cat([texts(module)[0], rows]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["true", "noised"])
+@pytest.mark.parametrize("kind", ["full", "noised"])
 def test_a_whole_plan_is_what_a_sequence_of_its_own_would_say(module: CoTrainingModule, kind: str) -> None:
     context, visual, _ = read(module, exposure=replace(exposure(**{kind: 1.0}), level=1.0))
     _, paper, _ = read(module)
@@ -109,12 +109,12 @@ def test_a_whole_plan_is_what_a_sequence_of_its_own_would_say(module: CoTraining
     given = torch.cat([torch.ones(len(prompt), dtype=torch.bool), written.token_type != TARGET])
     expected = torch.cat([prompt, rows])
     torch.testing.assert_close(context[given], expected[given], rtol=1e-4, atol=1e-5)
-    assert torch.allclose(context[~given], expected[~given], rtol=1e-3, atol=1e-4) == (kind == "true")
+    assert torch.allclose(context[~given], expected[~given], rtol=1e-3, atol=1e-4) == (kind == "full")
 
 
 def test_without_noise_a_noised_plan_is_the_true_one(module: CoTrainingModule) -> None:
     silent, _, _ = read(module, exposure=replace(exposure(noised=1.0), level=0.0))
-    true, _, _ = read(module, exposure=exposure(true=1.0))
+    true, _, _ = read(module, exposure=exposure(full=1.0))
     torch.testing.assert_close(silent, true)
 
 
@@ -148,8 +148,8 @@ def test_kinds_are_drawn_in_their_shares(shares: list[int], seed: int) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: PlanExposure(true=0.5), "add up to 1"),
-        (lambda: PlanExposure(visible=1.5, true=-0.5), "at least 0"),
+        (lambda: PlanExposure(full=0.5), "add up to 1"),
+        (lambda: PlanExposure(visible=1.5, full=-0.5), "at least 0"),
         (lambda: PlanExposure(level=2.0), "exposure.level is 2.0"),
         (lambda: ConditionDropout(plan=1.5), "dropout.plan is 1.5"),
     ],

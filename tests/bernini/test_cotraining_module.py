@@ -61,7 +61,7 @@ def of_part(name: str) -> str:
 
 def test_a_run_resumed_at_every_step_is_the_unbroken_run(wan: Path, planner: Path, tmp_path: Path) -> None:
     def config(name: str) -> dict[str, Any]:
-        more = {"stages": LATER, "exposure": {"visible": 0.4, "true": 0.2, "planned": 0.2, "noised": 0.2}}
+        more = {"stages": LATER, "exposure": {"visible": 0.4, "full": 0.2, "planned": 0.2, "noised": 0.2}}
         dropout = {"text": 0.3, "image": 0.3, "video": 0.3, "plan": 0.3}
         config = make_cotraining_config(wan, planner, tmp_path / name, 4, dropout=dropout, **more)
         config["model"]["init_args"] |= {

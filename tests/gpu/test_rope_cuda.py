@@ -222,7 +222,7 @@ def test_it_never_waits_for_the_device():
 
 
 def test_backward_keeps_eight_bytes_a_token_beside_the_outputs():
-    (q, k, *weights), _, segments = _problem((8, 30, 52))
+    (q, k, *weights), _, segments = _problem((8, 16, 32))  # outputs of 24 MiB: the allocator rounds up to 2
     for x in (q, k, *weights):
         x.requires_grad_()
     before = torch.cuda.memory_allocated()

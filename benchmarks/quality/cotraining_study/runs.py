@@ -15,12 +15,12 @@ VARIANTS = {
     "before": "before co-training",
     "paper": "paper's recipe",
     "cold": "no warm-up",
-    "true": "true plans",
+    "full": "whole true plans",
     "noised": "noised plans",
     "planned": "predicted plans",
     "thinking": "with reasoning",
 }
-STARTS = {"paper": "warmup", "cold": "before", "true": "warmup", "noised": "warmup", "planned": "warmup"}
+STARTS = {"paper": "warmup", "cold": "before", "full": "warmup", "noised": "warmup", "planned": "warmup"}
 """What the runs of a variant go on from, where it is part of what is compared."""
 
 

@@ -21,7 +21,7 @@ from bernini.errors import DataError
 
 WAYS = {"without": "no plan", "predicted": "predicted plan", "true": "true plan"}
 THINKING = {"predicted": "none", "text": "text", "vision": "vision"}
-EXPOSED = ("paper", "true", "noised", "planned")
+EXPOSED = ("paper", "full", "noised", "planned")
 """Variants that differ in the plan that the renderer was trained on."""
 
 REASONING = ("i2i/reason", "v2v/reason")

@@ -47,9 +47,6 @@ template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
 template <typename T>
-__device__ inline float rounded(float x) { return to_float(from_float<T>(x)); }
-
-template <typename T>
 struct alignas(16) Vector {
   T at[kLanes<T>];
 };
@@ -249,7 +246,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(const Forward<T, W
       float scale[lanes];
       load_weights<T, W>(weight, at, scale);
 #pragma unroll
-      for (int j = 0; j < lanes; ++j) value[j] = rounded<T>(to_float(raw[i].at[j]) * rstd * scale[j]);  // as Wan does
+      for (int j = 0; j < lanes; ++j) value[j] = to_float(raw[i].at[j]) * rstd * scale[j];
     } else {
 #pragma unroll
       for (int j = 0; j < lanes; ++j) value[j] = to_float(raw[i].at[j]);
@@ -301,6 +298,8 @@ __device__ inline void open(const Vector<T>& dy, const Vector<T>& saved, const W
   }
 }
 
+constexpr bool kPrefetch = false;
+
 // Blocks stay and take token after token, so that each keeps the gradients of its weights in registers. With
 // g the gradient of the weighted row, dx = rstd * (w * g - xhat * mean(w * g * xhat)) and dw = sum of g * xhat.
 template <typename T, typename W, int kVectors, bool kOutputs>
@@ -313,20 +312,32 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const Backward<T,
 
   float sums[kVectors][lanes] = {};
   int parity = 0;
-  if (static_cast<int>(blockIdx.x) < args.tokens) make_rotations(args.layout, blockIdx.x, rotations[0]);
-  __syncthreads();
-  for (int token = blockIdx.x; token < args.tokens; token += gridDim.x, parity ^= 1) {
+  Vector<T> raw_dy[kVectors], raw_saved[kVectors], next_dy[kVectors], next_saved[kVectors];
+  const auto fetch = [&](int token) {
     const T* dy = of_side(args.dy) + token * of_side(args.dy_stride);
     const T* saved = of_side(args.saved) + token * of_side(args.saved_stride);
-    Vector<T> raw_dy[kVectors], raw_saved[kVectors];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
       if (at < vectors) {
-        raw_dy[i] = stream_in(dy, at);
-        raw_saved[i] = stream_in(saved, at);
+        next_dy[i] = stream_in(dy, at);
+        next_saved[i] = stream_in(saved, at);
       }
     }
+  };
+  if (static_cast<int>(blockIdx.x) < args.tokens) {
+    if (kPrefetch) fetch(blockIdx.x);
+    make_rotations(args.layout, blockIdx.x, rotations[0]);
+  }
+  __syncthreads();
+  for (int token = blockIdx.x; token < args.tokens; token += gridDim.x, parity ^= 1) {
+    if (!kPrefetch) fetch(token);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      raw_dy[i] = next_dy[i];
+      raw_saved[i] = next_saved[i];
+    }
+    if (kPrefetch && token + static_cast<int>(gridDim.x) < args.tokens) fetch(token + gridDim.x);
     const float rstd = args.rstd[side * args.tokens + token];
     float2 own[lanes / 2];
     my_rotations<T>(rotations[parity], args.layout.head_dim, own);
@@ -429,6 +440,19 @@ Layout layout_of(const Tensor& x, const Tensor& segments, const Tensor& frequenc
           static_cast<int>(segments.size(0)), static_cast<int>(offset), static_cast<int>(x.size(2))};
 }
 
+// The tensor itself if its rows can be read in vectors of 16 bytes, else a copy.
+Tensor readable(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  bool whole = x.stride(last) == 1;
+  if (last > 0) whole = whole && x.stride(1) == x.size(2) && x.stride(0) * x.element_size() % 16 == 0;
+  const Tensor rows = whole ? x : torch::stable::contiguous(x);
+  return reinterpret_cast<uintptr_t>(rows.data_ptr()) % 16 ? torch::stable::clone(rows) : rows;
+}
+
+std::optional<Tensor> readable(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(readable(*x)) : std::nullopt;
+}
+
 template <typename T>
 T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
@@ -484,6 +508,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, std::optional<Ten
                                            std::optional<Tensor> weight_k, Tensor segments, Tensor frequencies,
                                            double eps, int64_t offset, bool back, bool) {
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  q = readable(q), k = readable(k), weight_q = readable(weight_q), weight_k = readable(weight_k);
   const int64_t tokens = q.size(0);
   Tensor out_q = torch::stable::new_empty(q, {tokens, q.size(1), q.size(2)});
   Tensor out_k = torch::stable::new_empty(q, {tokens, q.size(1), q.size(2)});
@@ -516,6 +541,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_q, Tensor grad_k
                                                     Tensor frequencies, int64_t offset, bool outputs) {
   const int device = grad_q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
+  grad_q = readable(grad_q), grad_k = readable(grad_k), saved_q = readable(saved_q), saved_k = readable(saved_k);
+  weight_q = readable(weight_q), weight_k = readable(weight_k);
   const int64_t tokens = grad_q.size(0), width = grad_q.size(1) * grad_q.size(2);
   Tensor dx_q = torch::stable::new_empty(grad_q, {tokens, grad_q.size(1), grad_q.size(2)});
   Tensor dx_k = torch::stable::new_empty(grad_q, {tokens, grad_q.size(1), grad_q.size(2)});
