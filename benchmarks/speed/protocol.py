@@ -45,7 +45,7 @@ class Timing:
         return cls(statistics.median(rounds), min(rounds), max(rounds))
 
 
-QUEUE_CYCLES = 2_000_000  # about a millisecond, in which the host launches ahead
+QUEUE_CYCLES = 20_000_000  # about ten milliseconds, in which the host launches ahead
 
 
 def sample(call: Call, device: torch.device, repeats: int = 1) -> Sample:

@@ -100,18 +100,22 @@ __device__ inline float half_turns(float position, float high, float low, float&
   return product - 2.0f * rintf(0.5f * product);
 }
 
-// Cosine and sine of a pair of a token.
-__device__ inline float2 rotation(const Layout& layout, int token, int pair) {
-  token += layout.offset;
-  int first = 0, last = layout.count - 1;
-  while (first < last) {  // the last segment that does not start behind the token
-    const int middle = (first + last + 1) / 2;
-    if (static_cast<int>(layout.segments[5 * middle]) <= token) {
-      first = middle;
-    } else {
-      last = middle - 1;
-    }
+// The last segment that does not start behind a token. All lanes of a warp have to call: they look at 32 segments at once.
+__device__ inline int segment_of(const Layout& layout, int token) {
+  const int lane = threadIdx.x % kWarp;
+  int first = 0;
+  for (int count = layout.count; count > 1;) {
+    const int step = (count + kWarp - 1) / kWarp, ahead = lane * step;
+    const bool begun = ahead < count && static_cast<int>(layout.segments[5 * (first + ahead)]) <= token;
+    const int behind = max(__popc(__ballot_sync(0xffffffffu, begun)) - 1, 0) * step;
+    first += behind;
+    count = min(step, count - behind);
   }
+  return first;
+}
+
+// Cosine and sine of a pair of a token in a segment.
+__device__ inline float2 rotation(const Layout& layout, int token, int first, int pair) {
   const float* segment = layout.segments + 5 * first;
   const int local = token - static_cast<int>(segment[0]);
   const int height = static_cast<int>(segment[2]), width = static_cast<int>(segment[3]);
@@ -133,9 +137,11 @@ __device__ inline float2 rotation(const Layout& layout, int token, int pair) {
 }
 
 __device__ inline void make_rotations(const Layout& layout, int token, float2* rotations) {
-  for (int pair = threadIdx.x; pair < layout.head_dim / 2; pair += blockDim.x) {
-    rotations[pair] = rotation(layout, token, pair);
-  }
+  const int pairs = layout.head_dim / 2;
+  if (static_cast<int>(threadIdx.x) / kWarp * kWarp >= pairs) return;  // whole warps
+  token += layout.offset;
+  const int first = segment_of(layout, token);
+  for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x) rotations[pair] = rotation(layout, token, first, pair);
 }
 
 // The rotations of a thread's elements: the same ones in all its vectors, as a block's stride is a multiple of a head.
@@ -278,66 +284,49 @@ struct Backward {
   Layout layout;
 };
 
-// Gradient of the weighted row, the normalised row, and weights, of one vector.
-template <typename T, typename W, bool kOutputs>
-__device__ inline void open(const Vector<T>& dy, const Vector<T>& saved, const W* weights, int at, float rstd,
-                            const float2 (&rotations)[kLanes<T> / 2], float (&g)[kLanes<T>], float (&xhat)[kLanes<T>],
-                            float (&scale)[kLanes<T>]) {
-  load_weights<T, W>(weights, at, scale);
+// Gradient of the weighted row, and the row that was saved, turned back if it is an output: the weighted row itself.
+template <typename T, bool kOutputs>
+__device__ inline void open(const Vector<T>& dy, const Vector<T>& saved, const float2 (&rotations)[kLanes<T> / 2],
+                            float (&g)[kLanes<T>], float (&x)[kLanes<T>]) {
 #pragma unroll
   for (int j = 0; j < kLanes<T>; ++j) {
     g[j] = to_float(dy.at[j]);
-    xhat[j] = to_float(saved.at[j]);
+    x[j] = to_float(saved.at[j]);
   }
   rotate_back(g, rotations);
-  if (kOutputs) rotate_back(xhat, rotations);
-#pragma unroll
-  for (int j = 0; j < kLanes<T>; ++j) {
-    // A weight of zero leaves nothing of its input in the output.
-    xhat[j] = kOutputs ? (scale[j] == 0.0f ? 0.0f : __fdividef(xhat[j], scale[j])) : xhat[j] * rstd;
-  }
+  if (kOutputs) rotate_back(x, rotations);
 }
 
-constexpr bool kPrefetch = false;
+// A weight of zero leaves nothing of its input in the output.
+__device__ inline float inverse(float weight) { return weight == 0.0f ? 0.0f : __fdividef(1.0f, weight); }
 
-// Blocks stay and take token after token, so that each keeps the gradients of its weights in registers. With
-// g the gradient of the weighted row, dx = rstd * (w * g - xhat * mean(w * g * xhat)) and dw = sum of g * xhat.
+// Blocks stay and take token after token, so that each keeps the gradients of its weights in registers. With g the
+// gradient of the weighted row and xhat the normalised one, dx = rstd * (w * g - xhat * mean(w * g * xhat)) and
+// dw = sum of g * xhat. Registers are few enough for two blocks of the widest rows on a multiprocessor.
 template <typename T, typename W, int kVectors, bool kOutputs>
-__global__ void __launch_bounds__(kMaxThreads) backward_kernel(const Backward<T, W> args) {
+__global__ void __maxnreg__(96) backward_kernel(const Backward<T, W> args) {
   constexpr int lanes = kLanes<T>;
   __shared__ float2 rotations[2][kMaxPairs];
   __shared__ float partial[2][kMaxThreads / kWarp];
   const int side = blockIdx.y, vectors = args.width / lanes;
   const W* weight = of_side(args.weight);
 
-  float sums[kVectors][lanes] = {};
+  float sums[kVectors][lanes] = {};  // with outputs, w * dw
   int parity = 0;
-  Vector<T> raw_dy[kVectors], raw_saved[kVectors], next_dy[kVectors], next_saved[kVectors];
-  const auto fetch = [&](int token) {
+  if (static_cast<int>(blockIdx.x) < args.tokens) make_rotations(args.layout, blockIdx.x, rotations[0]);
+  __syncthreads();
+  for (int token = blockIdx.x; token < args.tokens; token += gridDim.x, parity ^= 1) {
     const T* dy = of_side(args.dy) + token * of_side(args.dy_stride);
     const T* saved = of_side(args.saved) + token * of_side(args.saved_stride);
+    Vector<T> raw_dy[kVectors], raw_saved[kVectors];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
       if (at < vectors) {
-        next_dy[i] = stream_in(dy, at);
-        next_saved[i] = stream_in(saved, at);
+        raw_dy[i] = stream_in(dy, at);
+        raw_saved[i] = stream_in(saved, at);
       }
     }
-  };
-  if (static_cast<int>(blockIdx.x) < args.tokens) {
-    if (kPrefetch) fetch(blockIdx.x);
-    make_rotations(args.layout, blockIdx.x, rotations[0]);
-  }
-  __syncthreads();
-  for (int token = blockIdx.x; token < args.tokens; token += gridDim.x, parity ^= 1) {
-    if (!kPrefetch) fetch(token);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      raw_dy[i] = next_dy[i];
-      raw_saved[i] = next_saved[i];
-    }
-    if (kPrefetch && token + static_cast<int>(gridDim.x) < args.tokens) fetch(token + gridDim.x);
     const float rstd = args.rstd[side * args.tokens + token];
     float2 own[lanes / 2];
     my_rotations<T>(rotations[parity], args.layout.head_dim, own);
@@ -350,12 +339,14 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const Backward<T,
     for (int i = 0; i < kVectors; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
       if (at >= vectors) continue;
-      float g[lanes], xhat[lanes], scale[lanes];
-      open<T, W, kOutputs>(raw_dy[i], raw_saved[i], weight, at, rstd, own, g, xhat, scale);
+      float g[lanes], x[lanes], scale[lanes];
+      open<T, kOutputs>(raw_dy[i], raw_saved[i], own, g, x);
+      if (!kOutputs) load_weights<T, W>(weight, at, scale);
 #pragma unroll
       for (int j = 0; j < lanes; ++j) {
-        sums[i][j] = fmaf(g[j], xhat[j], sums[i][j]);
-        along = fmaf(g[j] * scale[j], xhat[j], along);
+        if (!kOutputs) x[j] *= rstd;
+        sums[i][j] = fmaf(g[j], x[j], sums[i][j]);
+        along = fmaf(kOutputs ? g[j] : g[j] * scale[j], x[j], along);
       }
     }
     warp_sum_into(along, partial[parity]);
@@ -367,13 +358,17 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const Backward<T,
     for (int i = 0; i < kVectors; ++i) {
       const int at = threadIdx.x + i * blockDim.x;
       if (at >= vectors) continue;
-      float g[lanes], xhat[lanes], scale[lanes];
+      float g[lanes], x[lanes], scale[lanes];
       keep_packed(raw_dy[i]);
       keep_packed(raw_saved[i]);
-      open<T, W, kOutputs>(raw_dy[i], raw_saved[i], weight, at, rstd, own, g, xhat, scale);
+      open<T, kOutputs>(raw_dy[i], raw_saved[i], own, g, x);
+      load_weights<T, W>(weight, at, scale);
       Vector<T> out;
 #pragma unroll
-      for (int j = 0; j < lanes; ++j) out.at[j] = from_float<T>(rstd * (g[j] * scale[j] - xhat[j] * mean));
+      for (int j = 0; j < lanes; ++j) {
+        const float xhat = x[j] * (kOutputs ? inverse(scale[j]) : rstd);
+        out.at[j] = from_float<T>(rstd * (g[j] * scale[j] - xhat * mean));
+      }
       stream_out(dx, at, out);
     }
   }
@@ -383,8 +378,10 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const Backward<T,
   for (int i = 0; i < kVectors; ++i) {
     const int at = threadIdx.x + i * blockDim.x;
     if (at >= vectors) continue;
+    float scale[lanes];
+    if (kOutputs) load_weights<T, W>(weight, at, scale);
 #pragma unroll
-    for (int j = 0; j < lanes; ++j) dw[at * lanes + j] = sums[i][j];
+    for (int j = 0; j < lanes; ++j) dw[at * lanes + j] = kOutputs ? sums[i][j] * inverse(scale[j]) : sums[i][j];
   }
 }
 
