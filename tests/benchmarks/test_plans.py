@@ -11,7 +11,7 @@ from planners import TOKENIZER, VISION, make_planner
 
 from benchmarks.quality.interface import interval
 from benchmarks.quality.plans.__main__ import run
-from benchmarks.quality.plans.exam import PLANNED, Exam, Sheets
+from benchmarks.quality.plans.exam import PLANNED, Exam, ProbeTargets, Sheets
 from benchmarks.quality.plans.figures import METRICS, bounds, statistic
 from benchmarks.quality.plans.measuring import Truth, answer, load, measure, plan
 from bernini.errors import CheckpointError, ConfigError
@@ -86,8 +86,15 @@ def test_reasoning_edits_are_a_category_and_every_target_is_held_out(truth: Trut
     for category in ("v2v", "v2v/reason"):
         edits = {sample.info["truth"]["edit"] for sample in EXAM.held_out(category)}
         assert ("reason" in edits) == (category == "v2v/reason")
-    kinds = {sample.task for sample in EXAM.for_probe(moving=True)}
-    assert "t2v" in kinds and "t2i" not in kinds
+
+
+def test_a_probe_learns_the_same_whoever_draws(truth: Truth) -> None:
+    for moving in (False, True):
+        drawn = ProbeTargets(EXAM, moving, truth.sheets.template.vision)
+        assert all(visual.is_video == moving for visual, _ in map(drawn.__getitem__, range(len(drawn))))
+        here, there = truth.probe(moving), Truth(truth.model, truth.sheets, truth.batch, workers=2).probe(moving)
+        embeds = truth.embeds("t2v" if moving else "t2i")
+        assert torch.equal(here.read(embeds), there.read(embeds))
 
 
 def test_a_plan_is_the_samples_own(truth: Truth) -> None:

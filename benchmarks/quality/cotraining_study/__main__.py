@@ -1,7 +1,6 @@
 """The study's commands once its runs are trained: `score` for all runs, `table` once."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,8 @@ def score_runs(options: argparse.Namespace) -> None:
     runs = [Run.read(folder.absolute()) for folder in options.runs]
     with mapping(options.workers) as mapped:
         device = torch.device(options.device)
-        scorer = Scorer(settings, options.family, options.out, options.batch, device, mapped, stopwatch())
+        tools = options.workers, mapped, stopwatch()
+        scorer = Scorer(settings, options.family, options.out, options.batch, device, *tools)
         for run in runs:
             scorer.score(run)
 
@@ -61,7 +61,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--mode", choices=list(PLANNED_MODES), default="vae_txt_vit", help="guidance mode with a plan")
     for name, what in WEIGHTS.items():
         add(f"--omega-{name}", type=float, default=1.0, help=f"guidance weight of {what}; all 1 is no guidance")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read outputs")
     add_exam(verb["score"])
     return parser.parse_args(argv)
 

@@ -111,6 +111,7 @@ class Scorer:
         out: Folder of the scores.
         batch: Samples at once.
         device: Of the models.
+        workers: Processes that draw what probes learn from.
         mapped: Maps over outputs to be read, as ``map`` does.
         say: Told of progress.
     """
@@ -122,11 +123,12 @@ class Scorer:
         out: Path,
         batch: int,
         device: torch.device,
+        workers: int,
         mapped: Callable[..., Iterator[Any]],
         say: Callable[[str], None],
     ) -> None:
         self.settings, self.family, self.out, self.batch = settings, family, out, batch
-        self.device, self.mapped, self.say = device, mapped, say
+        self.device, self.workers, self.mapped, self.say = device, workers, mapped, say
         self.items = lru_cache(maxsize=None)(settings.exam.held_out)
         self._truth: Truth | None = None
 
@@ -170,7 +172,7 @@ class Scorer:
         truth = self._truth
         seen = truth and (truth.model.tower_print, truth.sheets.template.vision)
         if truth is None or seen != (own.tower_print, template.vision):
-            truth = self._truth = Truth(own, Sheets(self.settings.exam, template), self.batch)
+            truth = self._truth = Truth(own, Sheets(self.settings.exam, template), self.batch, self.workers)
         return truth
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ def make_table(options: argparse.Namespace) -> None:
 
 def _scorer(options: argparse.Namespace) -> Scorer:
     disable_progress_bar()  # of loading models
-    return Scorer(exam_of(options), options.batch, torch.device(options.device), stopwatch())
+    return Scorer(exam_of(options), options.batch, torch.device(options.device), options.workers, stopwatch())
 
 
 def _write(path: Path, scores: dict[str, Any]) -> None:

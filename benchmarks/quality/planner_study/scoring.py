@@ -88,11 +88,12 @@ class Scorer:
         exam: Held-out samples.
         batch: Samples at once.
         device: Of the models.
+        workers: Processes that draw what probes learn from.
         say: Told of progress.
     """
 
-    def __init__(self, exam: Exam, batch: int, device: torch.device, say: Callable[[str], None]) -> None:
-        self.exam, self.batch, self.device, self.say = exam, batch, device, say
+    def __init__(self, exam: Exam, batch: int, device: torch.device, workers: int, say: Callable[[str], None]) -> None:
+        self.exam, self.batch, self.device, self.workers, self.say = exam, batch, device, workers, say
         self._truth: Truth | None = None
 
     def before(self, run: Run) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Scorer:
         model, template = load(run.folder / PLANNER, torch.float32, self.device)
         truth = self._truth
         if truth is None or truth.model.tower_print != model.tower_print:
-            truth = self._truth = Truth(model, Sheets(self.exam, template), self.batch)
+            truth = self._truth = Truth(model, Sheets(self.exam, template), self.batch, self.workers)
         elif truth.sheets.template.vision != template.vision:
             raise DataError("planners of one tower take pixels in two ways", where=str(run.folder), fix="train alike")
         plans: dict[str, dict[str, Any]] = {}

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     config = PlanningConfig(options.steps, options.flow_steps, options.txt, options.img, options.order)
     model, template = load(options.model, getattr(torch, options.dtype), torch.device(options.device))
     sheets = Sheets(exam_of(options), template)
-    truth = Truth(model, sheets, options.batch)
+    truth = Truth(model, sheets, options.batch, options.workers)
     plans: dict[str, Any] = {}
     answers: dict[str, Any] = {}
     cases: list[Case] = []

@@ -1,13 +1,14 @@
 """Held-out samples to plan and to answer, and samples that a probe learns from, as a planner reads them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+
+from torch.utils.data import Dataset
 
 from bernini.conversation import Conversation
 from bernini.planner.template import PlannerSample, PlannerTemplate
 from bernini.planner.validation import true_target
-from bernini.planner.vision import Visual
+from bernini.planner.vision import VisionConfig, Visual
 from bernini.tasks import TASKS
 from datamodules.toyworld.data import ToyWorld
 from datamodules.toyworld.labels import scene_labels
@@ -43,11 +44,27 @@ class Exam:
         world = ToyWorld({category: 1.0}, self.frames, self.size, self.size, self.seed, "held_out")
         return [world[number] for number in range(self.items)]
 
-    def for_probe(self, moving: bool) -> Iterator[Conversation]:
-        """Training samples of all tasks that make clips, or of those that make images."""
+
+class ProbeTargets(Dataset[tuple[Visual, list[int]]]):
+    """Targets that a probe learns from, with the answers of `SLOTS` that they give.
+
+    Args:
+        exam: Which samples.
+        moving: Whether those are of all tasks that make clips, or of those that make images.
+        vision: How pixels become patches.
+    """
+
+    def __init__(self, exam: Exam, moving: bool, vision: VisionConfig) -> None:
         parts = {name: 1.0 for name, task in TASKS.items() if (task.target == "video") == moving}
-        world = ToyWorld(parts, self.frames, self.size, self.size, self.seed, "train")
-        return (world[number] for number in range(self.probe_items))
+        self.world = ToyWorld(parts, exam.frames, exam.size, exam.size, exam.seed, "train")
+        self.count, self.moving, self.vision = exam.probe_items, moving, vision
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[Visual, list[int]]:
+        sample = self.world[number]
+        return true_target(sample, self.vision), scene_labels(sample.info["truth"], self.moving)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Plans and answers of a planner on an exam, one record an item."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -9,17 +9,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from benchmarks.quality.plans.exam import Question, Sheet, Sheets
+from benchmarks.quality.plans.exam import ProbeTargets, Question, Sheet, Sheets
 from bernini.planner.conversations import ConversationPlanner
 from bernini.planner.model import PlannerModel
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.probe import Probe, ProbeAccuracy
 from bernini.planner.quality import PlanCosine, PlanExplainedVariance, PlanRetrieval, cosines, retrieved
 from bernini.planner.template import IGNORED, PlannerTemplate, pack
-from bernini.planner.validation import right_tokens, token_grid, true_target
+from bernini.planner.validation import right_tokens, token_grid
+from bernini.planner.vision import Visual
 from bernini.seeds import draw_seed
-from datamodules.toyworld.labels import SLOTS, scene_labels
+from datamodules.toyworld.labels import SLOTS
 
 GALLERY = 256  # targets of a category that a plan's own is told from
 Record = dict[str, Any]
@@ -48,10 +50,11 @@ class Truth:
         model: A planner with that tower.
         sheets: The exam.
         batch: Targets that the tower sees at once.
+        workers: Processes that draw what probes learn from; 0 draws it here.
     """
 
-    def __init__(self, model: PlannerModel, sheets: Sheets, batch: int) -> None:
-        self.model, self.sheets, self.batch = model, sheets, batch
+    def __init__(self, model: PlannerModel, sheets: Sheets, batch: int, workers: int = 0) -> None:
+        self.model, self.sheets, self.batch, self.workers = model, sheets, batch, workers
         self.embeds = lru_cache(maxsize=None)(self._embeds)
         self.probe = lru_cache(maxsize=None)(self._probe)
 
@@ -65,13 +68,20 @@ class Truth:
     def _probe(self, moving: bool) -> Probe:
         """A probe for clips, or for images."""
         embeds, labels = [], []
-        for samples in batches(self.sheets.exam.for_probe(moving), self.batch):
-            embeds.append(self._see([true_target(sample, self.sheets.template.vision) for sample in samples]))
-            labels += [scene_labels(sample.info["truth"], moving) for sample in samples]
-        return Probe.fit(torch.cat(embeds), torch.tensor(labels, device=embeds[0].device), SLOTS)
+        targets = ProbeTargets(self.sheets.exam, moving, self.sheets.template.vision)
+        for some, given in DataLoader(targets, self.batch, num_workers=self.workers, collate_fn=_stack):
+            embeds.append(self._see([replace(some, patches=patches) for patches in some.patches]))
+            labels.append(given)
+        return Probe.fit(torch.cat(embeds), torch.cat(labels).to(embeds[0].device), SLOTS)
 
     def _see(self, visuals: Sequence[Any]) -> Tensor:
         return self.model.see(visuals).float().unflatten(0, (len(visuals), -1))
+
+
+def _stack(targets: Sequence[tuple[Visual, list[int]]]) -> tuple[Visual, Tensor]:
+    """Visuals of one grid as one, with patches ``[B, rows, columns]``: a process can hand over only so many tensors."""
+    visuals, labels = zip(*targets, strict=True)
+    return replace(visuals[0], patches=torch.stack([visual.patches for visual in visuals])), torch.tensor(labels)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Options that all commands about plans have."""
 
 import argparse
+import os
 
 import torch
 
@@ -15,6 +16,7 @@ def add_exam(parser: argparse.ArgumentParser) -> None:
     add("--probe-items", type=int, default=exam.probe_items, help="targets of training samples for each probe")
     add("--frames", type=int, default=exam.frames, help="frames of a clip")
     add("--size", type=int, default=exam.size, help="height and width in pixels")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw samples and read outputs")
     add("--batch", type=int, default=64, help="samples at once")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the model")
 
