@@ -1,0 +1,59 @@
+"""What becomes of a build that fails: one warning with the reason, and another kernel."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._triton import has_triton
+
+from bernini.rope.build import SOURCE, load_library
+from bernini.rope.op import choose_kernel
+
+pytestmark = pytest.mark.skipif(
+    any(SOURCE.parents[1].glob("_sa3d*.so")), reason="the op was built when the package was installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("BERNINI_ROPE", raising=False)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    load_library.cache_clear()
+    yield
+    load_library.cache_clear()
+
+
+def toolkit(folder: Path, script: str) -> str:
+    """A CUDA toolkit whose compiler is a shell script."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (None, "there is no CUDA toolkit"),
+        ("echo 'sa3d.cu(7): error: no such thing' >&2; exit 1", "sa3d.cu(7): error: no such thing"),
+        (
+            "echo 'nvcc fatal   : Unsupported gpu architecture' >&2; exit 1",
+            "nvcc fatal   : Unsupported gpu architecture",
+        ),
+    ],
+)
+def test_a_broken_build_is_told_once_and_does_without(
+    script: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = toolkit(tmp_path / "cuda", script) if script else None
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        kernels = {choose_kernel(torch.device("cuda"), 128) for _ in range(2)}
+    assert kernels == {"compiled" if has_triton() else "reference"}
+    (warning,) = (str(w.message) for w in told if "SA-3D" in str(w.message))
+    assert warning.startswith(f"the fused SA-3D RoPE op is not used: {reason}. ")
