@@ -61,6 +61,8 @@ def _build() -> None:
 
 def _reason(error: BaseException) -> str:
     """The line of an error that says most: a compiler's first, else its own first."""
+    if isinstance(error, OSError) and error.__cause__:  # the linker's word on a library, of which torch says which
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = (line for line in lines if "error:" in line or line.startswith("nvcc fatal"))
     return next(said, lines[0] if lines else type(error).__name__)

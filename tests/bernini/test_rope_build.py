@@ -1,5 +1,6 @@
 """What becomes of a build that fails: one warning with the reason, and another kernel."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,9 @@ import pytest
 import torch
 from torch.utils._triton import has_triton
 
-from bernini.rope.build import SOURCE, load_library
+from bernini.rope import build
+from bernini.rope.build import load_library
 from bernini.rope.op import choose_kernel
-
-pytestmark = pytest.mark.skipif(
-    any(SOURCE.parents[1].glob("_sa3d*.so")), reason="the op was built when the package was installed"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +33,16 @@ def toolkit(folder: Path, script: str) -> str:
     return str(folder)
 
 
+def warning_of_two_calls() -> str:
+    """The one warning, and another kernel is chosen."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        kernels = {choose_kernel(torch.device("cuda"), 128) for _ in range(2)}
+    assert kernels == {"compiled" if has_triton() else "reference"}
+    (warning,) = (str(w.message) for w in told if "SA-3D" in str(w.message))
+    return warning
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -49,11 +57,16 @@ def toolkit(folder: Path, script: str) -> str:
 def test_a_broken_build_is_told_once_and_does_without(
     script: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where nothing was built when the package was installed.
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
     home = toolkit(tmp_path / "cuda", script) if script else None
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        kernels = {choose_kernel(torch.device("cuda"), 128) for _ in range(2)}
-    assert kernels == {"compiled" if has_triton() else "reference"}
-    (warning,) = (str(w.message) for w in told if "SA-3D" in str(w.message))
-    assert warning.startswith(f"the fused SA-3D RoPE op is not used: {reason}. ")
+    assert warning_of_two_calls().startswith(f"the fused SA-3D RoPE op is not used: {reason}. ")
+
+
+def test_a_library_that_cannot_be_loaded_is_told_with_the_linkers_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
+    (tmp_path / "_sa3d.abi3.so").write_bytes(b"not a library")
+    assert re.search(r"is not used: .*/_sa3d\.abi3\.so: (file too short|invalid ELF)", warning_of_two_calls())
