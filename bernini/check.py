@@ -64,7 +64,7 @@ def _rope(device: torch.device) -> str:
             return f"none: {error.what}" + (f", {error.why}" if error.why else "")
         if kernel == "fused":
             return kernel
-        if VARIABLE in os.environ:
+        if os.environ.get(VARIABLE, "auto") != "auto":
             return f"{kernel}, as {VARIABLE} has it"
         slower = "; not compiled: there is no Triton" if kernel == "reference" and device.type == "cuda" else ""
         return f"{kernel}; not fused: {why_not_fused(device, HEAD_DIM)}{slower}"

@@ -31,7 +31,7 @@ VARIANTS: dict[str, Callable[[nn.Module], AbstractContextManager]] = {
     "outputs": lambda model: patch.object(model, "rope_saves", "outputs"),
     "pointwise": lambda model: patch.object(model, "compile_pointwise", True),
 }
-"""Other ways for ours to compute the same: the rotation by another kernel or saving outputs, pointwise work compiled."""
+"""Other ways for ours to compute the same: rotation by another kernel, or saving outputs; pointwise work compiled."""
 
 
 @dataclass(frozen=True)

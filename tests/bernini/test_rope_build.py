@@ -1,6 +1,9 @@
 """What becomes of a build that fails: one warning with the reason, and another kernel."""
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,8 @@ from torch.utils._triton import has_triton
 from bernini.rope import build
 from bernini.rope.build import load_library
 from bernini.rope.op import choose_kernel
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +75,11 @@ def test_a_library_that_cannot_be_loaded_is_told_with_the_linkers_reason(
     monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
     (tmp_path / "_sa3d.abi3.so").write_bytes(b"not a library")
     assert re.search(r"is not used: .*/_sa3d\.abi3\.so: (file too short|invalid ELF)", warning_of_two_calls())
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this is what a torch without CUDA says")
+def test_a_build_at_install_says_what_it_takes() -> None:
+    environment = {**os.environ, "BERNINI_BUILD_CUDA": "1"}
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode and "takes nvcc, and a torch that was built with CUDA" in done.stderr
