@@ -9,8 +9,10 @@ options = {}
 if os.environ.get("BERNINI_BUILD_CUDA") == "1":
     import runpy
 
-    from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CUDAExtension
 
+    if CUDA_HOME is None:
+        raise SystemExit("BERNINI_BUILD_CUDA=1 takes nvcc, and a torch that was built with CUDA")
     build = runpy.run_path(str(Path(__file__).parent / "bernini" / "rope" / "build.py"))
     options = {
         "ext_modules": [

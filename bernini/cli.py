@@ -17,6 +17,7 @@ OTHER_VERBS = {
     "generate": ("bernini.generate", "make and edit images and clips"),
     "prepare": ("datamodules.prepare", "turn clips into shards"),
     "export": ("bernini.checkpoints.export", "write models and LoRAs in the layouts of Bernini, diffusers and ComfyUI"),
+    "check": ("bernini.check", "say what this machine has, and which kernels run on it"),
     "bench": ("benchmarks.bench", "score a model on a benchmark"),
     "demo": ("benchmarks.demo", "train, edit and score a tiny renderer on the CPU"),
 }

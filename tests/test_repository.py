@@ -37,9 +37,11 @@ def test_no_module_of_bernini_needs_the_outer_packages_wandb_or_cuda() -> None:
 import importlib, pkgutil, sys
 import torch, bernini
 for module in pkgutil.walk_packages(bernini.__path__, "bernini."):
-    if not module.name.endswith("__main__"):
+    if not module.name.rpartition(".")[2].startswith("_"):  # a program, and a library if one was built
         importlib.import_module(module.name)
 assert not torch.cuda.is_initialized()
+assert "torch.utils.cpp_extension" not in sys.modules
+assert not any("sa3d" in str(library) for library in torch.ops.loaded_libraries)
 print(*{name.partition(".")[0] for name in sys.modules})
 """
     assert not run_python(code) & {*OUTER, "wandb"}

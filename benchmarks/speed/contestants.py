@@ -1,9 +1,13 @@
 """Diffusers' stock Wan transformer and ours, eager and compiled, set to the same task."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +18,20 @@ from bernini.attention import resolve_backend
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack, target_patches
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.rope.op import VARIABLE, choose_kernel
 
 PATCH = (1, 2, 2)
 
 # Our names of attention backends as diffusers calls them.
 STOCK_BACKENDS = {"cudnn": "_native_cudnn", "flash": "_native_flash", "math": "_native_math", "native": "native"}
+
+VARIANTS: dict[str, Callable[[nn.Module], AbstractContextManager]] = {
+    "reference": lambda _: patch.dict(os.environ, {VARIABLE: "reference"}),
+    "compiled": lambda _: patch.dict(os.environ, {VARIABLE: "compiled"}),
+    "outputs": lambda model: patch.object(model, "rope_saves", "outputs"),
+    "pointwise": lambda model: patch.object(model, "compile_pointwise", True),
+}
+"""Other ways for ours to compute the same: rotation by another kernel, or saving outputs; pointwise work compiled."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,11 @@ class Problem:
         return resolve_backend("auto", self.device, self.dtype, self.architecture.attention_head_dim)
 
     @property
+    def rope(self) -> str:
+        """Kernel that ours rotates queries and keys with here."""
+        return choose_kernel(self.device, self.architecture.attention_head_dim)
+
+    @property
     def tokens(self) -> int:
         """Tokens of the clip."""
         t, h, w = self.grid
@@ -58,13 +76,13 @@ class Problem:
         dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"{self.architecture.num_layers} layers of width {width}, {self.tokens:,} tokens ({t} x {h} x {w}), "
-            f"{self.text_rows} rows of text, {dtype}, {self.attention} attention"
+            f"{self.text_rows} rows of text, {dtype}, {self.attention} attention, {self.rope} rotation"
         )
 
     def facts(self) -> dict[str, Any]:
         """The problem as JSON takes it."""
         facts = {"tokens": self.tokens, "dtype": str(self.dtype), "device": self.device.type}
-        return asdict(self) | facts | {"attention": self.attention}
+        return asdict(self) | facts | {"attention": self.attention, "rope": self.rope}
 
     def _draw(self, salt: int, *shape: int) -> Tensor:
         """Normal values that bf16 holds exactly, so that every dtype sees the same."""
@@ -121,6 +139,17 @@ class Contestant:
         """Whether this is the packed model."""
         return isinstance(self.model, PackedWanTransformer3DModel)
 
+    def varied(self, variant: str) -> "Contestant":
+        """The same model with the same optimizer, whose forwards run under one of `VARIANTS`."""
+        other, forward = copy(self), self._forward
+
+        def vary() -> Tensor:
+            with VARIANTS[variant](self.model):
+                return forward()
+
+        other.name, other._forward = f"{self.name}, {variant}", vary
+        return other
+
     @property
     def resident(self) -> int:
         """Bytes of weights and optimizer states."""
@@ -148,13 +177,16 @@ class Contestant:
         return self._rows_of(output.detach()), gradients
 
 
-def contestants(problem: Problem, compiler: str | None, default_attention: bool = False) -> list[Contestant]:
+def contestants(
+    problem: Problem, compiler: str | None, default_attention: bool = False, variants: Iterable[str] = ()
+) -> list[Contestant]:
     """Stock eager, ours eager, stock compiled, ours compiled, all with the same weights and attention.
 
     Args:
         problem: What they compute.
         compiler: Backend of ``torch.compile``; ``None`` leaves the compiled ones out.
         default_attention: Append stock eager with torch's own choice of attention.
+        variants: `VARIANTS` in which ours runs too, eager and compiled, with the weights of those.
     """
     backend = STOCK_BACKENDS[problem.attention]
     first = _stock("stock eager", problem, backend)
@@ -165,7 +197,12 @@ def contestants(problem: Problem, compiler: str | None, default_attention: bool 
         rivals.append(_ours("ours compiled", problem, weights, compiler))
     if default_attention:
         rivals.append(_stock("stock default attention", problem, "native", weights))
-    return rivals
+    # Blocks that are compiled whole have their pointwise work compiled.
+    whole = [(rival, rival.name == "ours compiled") for rival in rivals if rival.ours]
+    varied = [
+        rival.varied(name) for name in variants for rival, compiled in whole if not (compiled and name == "pointwise")
+    ]
+    return rivals + varied
 
 
 def stock_reference(problem: Problem, weights: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.quality.environment import environment
 from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
-from benchmarks.speed.contestants import Contestant, Problem, contestants, stock_reference
+from benchmarks.speed.contestants import VARIANTS, Contestant, Problem, contestants, stock_reference
 from benchmarks.speed.protocol import (
     PEAK_TFLOPS,
     Timing,
@@ -140,7 +140,7 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
     output, gradients = check_fp32(problem)
     say(f"fp32, ours against stock, eager, 2 layers: output {output:.1e}, gradients {gradients:.1e}")
 
-    rivals = contestants(problem, args.backend, args.all)
+    rivals = contestants(problem, args.backend, args.all, args.also)
     errors = check_bf16(problem, rivals)
     for rival in rivals:
         say(f"{rival.name}: output off by {errors[rival.name]:.2e} from stock in fp32")
@@ -181,11 +181,11 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_table(table: dict[str, Any], peak: float) -> None:
-    print(f"\n{'':24}{'step ms':>9}{'min':>9}{'max':>9}{'MFU':>7}{'forward ms':>12}{'MFU':>7}{'peak GiB':>10}")
+    print(f"\n{'':26}{'step ms':>9}{'min':>9}{'max':>9}{'MFU':>7}{'forward ms':>12}{'MFU':>7}{'peak GiB':>10}")
     for name, row in table.items():
         step, forward = row["step"], row["forward"]
         print(
-            f"{name:24}{step['ms']['median']:9.1f}{step['ms']['fastest']:9.1f}{step['ms']['slowest']:9.1f}"
+            f"{name:26}{step['ms']['median']:9.1f}{step['ms']['fastest']:9.1f}{step['ms']['slowest']:9.1f}"
             f"{step['mfu']:7.1%}{forward['ms']['median']:12.1f}{forward['mfu']:7.1%}{row['peak_gib']:10.1f}"
         )
     print(f"MFU of {peak:.0f} TFLOP/s; a step counts three forward passes, recomputation is not counted")
@@ -206,6 +206,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--forwards", type=int, default=5, help="timed forward passes of each (default: 5)")
     parser.add_argument("--warmup", type=int, default=3, help="untimed steps of each (default: 3)")
     parser.add_argument("--all", action="store_true", help="also stock with torch's default attention")
+    parser.add_argument(
+        "--also", nargs="+", choices=VARIANTS, default=(), metavar="VARIANT",
+        help="ours with the rotation by the `reference` or the `compiled` kernel, saving its `outputs`, or with\n"
+        "`pointwise` work compiled in eager blocks",
+    )  # fmt: skip
     parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="100 %% MFU (default: 989, an H100)")

@@ -43,6 +43,7 @@ from bernini.renderer.learning import draw_latents, idle_pass, target_losses
 from bernini.renderer.losses import add_losses, loss_names
 from bernini.renderer.rendering import Prediction, Renderer, text_rows
 from bernini.renderer.sampling import SamplingConfig
+from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
 from bernini.tasks import UNDERSTANDING
@@ -75,6 +76,8 @@ class CoTrainingModule(PlansMeasured):
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
         rates: Learning rate of parts, where it is not the optimizer's own.
         attention: Attention backend of the renderer.
+        rope_saves: What the fused rotation of queries and keys keeps for the backward pass: its inputs, or its outputs,
+            which attention keeps as well.
         gradient_checkpointing: Recompute layers and blocks in the backward pass.
         compile: Compile the renderer's blocks with ``torch.compile``.
         frozen_dtype: Dtype of the VAE and the text encoder.
@@ -106,6 +109,7 @@ class CoTrainingModule(PlansMeasured):
         lr_scheduler: LRSchedulerCallable | None = None,
         rates: dict[Part, float] | None = None,
         attention: AttentionBackend = "auto",
+        rope_saves: Saves = "inputs",
         gradient_checkpointing: bool = True,
         compile: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -120,7 +124,8 @@ class CoTrainingModule(PlansMeasured):
         self.text, self.loss, self.dropout, self.exposure, self.noise = text, loss, dropout, exposure, noise
         self.sources, self.planning, self.validation, self.sampling = sources, planning, validation, sampling
         self.optimizer, self.lr_scheduler, self.rates = optimizer, lr_scheduler, rates or {}
-        self.attention, self.gradient_checkpointing, self.compile_blocks = attention, gradient_checkpointing, compile
+        self.attention, self.rope_saves = attention, rope_saves
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
         self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
 
@@ -144,7 +149,8 @@ class CoTrainingModule(PlansMeasured):
             check_widths(self.planner.config.gen_dim, model.config["text_dim"])
         self.prepare_planner(self.gradient_checkpointing)
         for model in models.values():
-            model.attention, model.gradient_checkpointing = self.attention, self.gradient_checkpointing
+            model.attention, model.rope_saves = self.attention, self.rope_saves
+            model.gradient_checkpointing = self.gradient_checkpointing
             if self.device_mesh is not None:
                 shard(model, model.blocks, self.device_mesh)
             model.train()

@@ -24,6 +24,7 @@ from bernini.renderer.packing import pad_context
 from bernini.renderer.rendering import Prediction, Renderer, text_rows
 from bernini.renderer.sampling import SamplingConfig
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
 from bernini.text.encoder import TextFeatures
@@ -48,6 +49,8 @@ class RendererModule(Measured, Adaptable):
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
         attention: Attention backend.
+        rope_saves: What the fused rotation of queries and keys keeps for the backward pass: its inputs, or its outputs,
+            which attention keeps as well.
         gradient_checkpointing: Recompute blocks in the backward pass.
         compile: Compile the blocks with ``torch.compile``.
         frozen_dtype: Dtype of weights that are not trained: the VAE, the text encoder, the base of a LoRA.
@@ -72,6 +75,7 @@ class RendererModule(Measured, Adaptable):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
         attention: AttentionBackend = "auto",
+        rope_saves: Saves = "inputs",
         gradient_checkpointing: bool = True,
         compile: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -88,7 +92,8 @@ class RendererModule(Measured, Adaptable):
         self.expert, self.init_from, self.architecture = expert, init_from, architecture
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.attention, self.gradient_checkpointing, self.compile_blocks = attention, gradient_checkpointing, compile
+        self.attention, self.rope_saves = attention, rope_saves
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
         self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
 
@@ -116,7 +121,7 @@ class RendererModule(Measured, Adaptable):
         else:
             assert self.architecture is not None
             model = self.architecture.build()
-        model.attention = self.attention
+        model.attention, model.rope_saves = self.attention, self.rope_saves
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.lora:
             add_lora(model, self.lora)

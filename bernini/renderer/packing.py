@@ -157,7 +157,7 @@ def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
     """Lay samples end to end.
 
     Raises:
-        DataError: A latent does not fit the patch size, or there is nothing to pack.
+        DataError: A latent does not fit the patch size, a source id is negative, or there is nothing to pack.
     """
     if not samples or not all(s.segments for s in samples):
         raise DataError("nothing to pack", why="a pack needs samples, and each sample a segment")
@@ -168,6 +168,10 @@ def pack(samples: Sequence[PackedSample], patch: tuple[int, int, int]) -> Pack:
         first = start
         for segment in sample.segments:
             grid = grid_of(segment.latent, patch)
+            if not 0 <= segment.source_id < math.inf:
+                raise DataError(
+                    f"a segment has source id {segment.source_id}", why="0 is a target, sources have 1 or more"
+                )
             tokens = math.prod(grid)
             table.append((start, *grid, segment.source_id))
             if segment.is_target:

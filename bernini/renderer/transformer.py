@@ -16,13 +16,15 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
+from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 
 from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
+from bernini.renderer.pointwise import COMPILED, EAGER, Pointwise
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
-from bernini.rope.op import Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
+from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -42,8 +44,19 @@ class Kept:
     cross_lengths: Lengths | None
 
 
-def _modulate(norm: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    return (norm * (1 + scale) + shift).to(dtype)
+@dataclass(frozen=True)
+class Ways:
+    """Which of several ways to compute the same thing the blocks of a forward take.
+
+    Attributes:
+        attention: Resolved attention backend.
+        saves: What the rotation of queries and keys keeps for the backward pass.
+        pointwise: Modulation and gates.
+    """
+
+    attention: str
+    saves: Saves
+    pointwise: Pointwise
 
 
 class PackedBlock(WanTransformerBlock):
@@ -58,7 +71,7 @@ class PackedBlock(WanTransformerBlock):
         segments: Segments,
         self_lengths: Lengths | None,
         cross_lengths: Lengths | None,
-        backend: str,
+        ways: Ways,
     ) -> Tensor:
         """Self-attention, cross-attention and feed-forward.
 
@@ -70,7 +83,7 @@ class PackedBlock(WanTransformerBlock):
             segments: Rotation of the pack.
             self_lengths: Query and key tokens of each sample, or ``None`` for a single sample.
             cross_lengths: Query tokens and rows of each context, or ``None`` for a single one.
-            backend: Resolved attention backend.
+            ways: Ways to compute it.
 
         Returns:
             ``[tokens, dim]``.
@@ -80,22 +93,23 @@ class PackedBlock(WanTransformerBlock):
         rows = table if sample_index is None else [row.index_select(0, sample_index) for row in table]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
 
-        y = _modulate(self.norm1(x.float()), scale, shift, x.dtype)
-        y = self._self_attention(y, segments, self_lengths, backend)
-        x = (x.float() + y * gate).to(x.dtype)
+        eps = self.norm1.eps  # all norms of a block share it
+        y = ways.pointwise.modulated_norm(x, scale, shift, eps)
+        y = self._self_attention(y, segments, self_lengths, ways)
+        x = ways.pointwise.gated_residual(x, y, gate)
 
         y = self.norm2(x.float()).to(x.dtype)
-        x = x + self._cross_attention(y, context, cross_lengths, backend)
+        x = x + self._cross_attention(y, context, cross_lengths, ways.attention)
 
-        y = _modulate(self.norm3(x.float()), ffn_scale, ffn_shift, x.dtype)
-        return (x.float() + self.ffn(y).float() * ffn_gate).to(x.dtype)
+        y = ways.pointwise.modulated_norm(x, ffn_scale, ffn_shift, eps)
+        return ways.pointwise.gated_residual(x, self.ffn(y), ffn_gate)
 
-    def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths | None, backend: str) -> Tensor:
+    def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths | None, ways: Ways) -> Tensor:
         attn: WanAttention = self.attn1
         q, k, v = (project(y).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
-        eps = self.norm1.eps  # all norms of a block share it
-        q, k = sa3d_qk_norm_rope(q, k, attn.norm_q.weight, attn.norm_k.weight, segments, eps)
-        return attn.to_out[0](packed_attention(q, k, v, lengths, backend).flatten(1))
+        weights, save_outputs = (attn.norm_q.weight, attn.norm_k.weight), ways.saves == "outputs"
+        q, k = sa3d_qk_norm_rope(q, k, *weights, segments, self.norm1.eps, save_outputs)
+        return attn.to_out[0](packed_attention(q, k, v, lengths, ways.attention).flatten(1))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Keys and values of cross-attention, ahead of forwards.
@@ -138,11 +152,16 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
 
     Attributes:
         attention: Attention backend, ``auto`` unless set.
+        rope_saves: What the fused rotation of queries and keys keeps for the backward pass.
+        compile_pointwise: Compile what is between matrix products and attention on CUDA, where blocks are not compiled
+            whole, which does that too.
     """
 
     _repeated_blocks = ["PackedBlock"]  # noqa: RUF012
     _no_split_modules = ["PackedBlock"]  # noqa: RUF012
     attention: AttentionBackend = "auto"
+    rope_saves: Saves = "inputs"
+    compile_pointwise: bool = False
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, segment_encoding: SegmentEncoding = "sa3d", **kwargs: Any) -> None:
@@ -173,7 +192,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     def rotation(self, pack: Pack) -> Segments:
         """How the tokens of a pack are rotated."""
         table = pack.segments if self.segment_encoding == "sa3d" else without_ids(pack.segments)
-        return prepare_segments(table, pack.tokens, self.config["attention_head_dim"])
+        return prepare_segments(table, pack.tokens, self.config["attention_head_dim"], checked=True)
 
     @apply_forward_hook  # so that weights that are offloaded come for it
     def keys_values(self, context: Tensor) -> list[KeysValues]:
@@ -218,8 +237,10 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             segments, contexts, cross_lengths = kept.segments, kept.keys_values, kept.cross_lengths
 
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        backend = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
-        shared = (modulation, sample_index, segments, self_lengths, cross_lengths, backend)
+        pointwise = COMPILED if self.compile_pointwise and x.is_cuda and has_triton() else EAGER
+        attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
+        ways = Ways(attention, self.rope_saves, pointwise)
+        shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         for block, own in zip(self.blocks, contexts, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, own, *shared, use_reentrant=False)
@@ -229,7 +250,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         if sample_index is not None:
             shift, scale = shift.index_select(0, sample_index), scale.index_select(0, sample_index)
-        return self.proj_out(_modulate(self.norm_out(x.float()), scale, shift, x.dtype))
+        return self.proj_out(pointwise.modulated_norm(x, scale, shift, self.norm_out.eps))
 
     def to_json_string(self) -> str:
         """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""

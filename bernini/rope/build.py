@@ -37,7 +37,7 @@ def load_library() -> str:
         reason = _reason(error)
         warnings.warn(
             f"the fused SA-3D RoPE op is not used: {reason}. Queries and keys are rotated by a compiled graph instead; "
-            "with a CUDA toolkit (nvcc) of torch's version the op is built on first use",
+            "with a CUDA toolkit (nvcc) of torch's version and ninja the op is built on first use",
             stacklevel=2,
         )
         return reason
@@ -61,5 +61,8 @@ def _build() -> None:
 
 def _reason(error: BaseException) -> str:
     """The line of an error that says most: a compiler's first, else its own first."""
+    if isinstance(error, OSError) and error.__cause__:  # the linker's word on a library, of which torch says which
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
+    said = (line for line in lines if "error:" in line or line.startswith("nvcc fatal"))
+    return next(said, lines[0] if lines else type(error).__name__)

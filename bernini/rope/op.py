@@ -1,5 +1,6 @@
 """The one call in which the DiT normalises and rotates queries and keys, and the kernels behind it."""
 
+import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,11 @@ from bernini.rope.reference import THETA, axis_dims, rotate, sa3d_angles
 Kernel = Literal["fused", "compiled", "reference"]
 """``fused``: one pass over memory, in CUDA. ``compiled``: the reference as one compiled graph."""
 
+Saves = Literal["inputs", "outputs"]
+"""What the fused kernel's backward starts from."""
+
 VARIABLE = "BERNINI_ROPE"
+COLUMNS = ("token_start", "T", "H", "W", "source id")
 FUSED_HEADS = (16, 32, 64, 128)
 FUSED_WIDTH = 8192
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,20 +34,27 @@ class Segments:
 
     Attributes:
         table: ``[n, 5]`` float32 rows (token_start, T, H, W, source id), all that the fused kernel reads.
-        offset: Number of the first token that is rotated, of a rank that holds a slice of the pack.
+        tokens: Number of tokens that are rotated.
+        offset: Number of the first one, of a rank that holds a slice of the pack.
         kernel: What rotates.
         constants: What the kernel reads besides: `fused_frequencies`, or cosines and sines ``[tokens, head_dim / 2]``
             in float32, made once per pack for all layers.
     """
 
     table: Tensor
+    tokens: int
     offset: int
     kernel: Kernel
     constants: tuple[Tensor, ...]
 
 
 def prepare_segments(
-    table: Tensor, tokens: int, head_dim: int, offset: int = 0, kernel: Kernel | None = None
+    table: Tensor,
+    tokens: int,
+    head_dim: int,
+    offset: int = 0,
+    kernel: Kernel | None = None,
+    checked: bool = False,
 ) -> Segments:
     """Do once per pack what all layers share.
 
@@ -54,15 +66,50 @@ def prepare_segments(
         head_dim: Dimensions of a head.
         offset: Number of the slice's first token in the pack.
         kernel: What rotates; the best there is if null.
+        checked: The table is known to be right, as that of a pack is. Any other is read, for which the host waits for
+            the device once.
 
     Raises:
+        DataError: The rows are not segments one after another that cover the tokens, or an id is negative.
         ConfigError: The kernel cannot run here.
     """
+    if not checked:
+        check_table(table, tokens, offset)
     kernel = kernel or choose_kernel(table.device, head_dim)
     if kernel == "fused":
-        return Segments(table.float(), offset, kernel, (fused_frequencies(head_dim, table.device),))
+        return Segments(table.float(), tokens, offset, kernel, (fused_frequencies(head_dim, table.device),))
     angles = sa3d_angles(table, tokens, head_dim, offset)
-    return Segments(table, offset, kernel, (angles.cos().float(), angles.sin().float()))
+    return Segments(table, tokens, offset, kernel, (angles.cos().float(), angles.sin().float()))
+
+
+def check_table(table: Tensor, tokens: int, offset: int = 0) -> None:
+    """Look at every row of a segment table.
+
+    Args:
+        table: ``[n, 5]`` rows (token_start, T, H, W, source id).
+        tokens: Number of tokens to be rotated.
+        offset: Number of the first one.
+
+    Raises:
+        DataError: The rows are not segments one after another that cover the tokens, or an id is negative.
+    """
+    if table.ndim != 2 or table.shape[1] != 5 or not len(table):
+        raise DataError(f"a segment table of shape {list(table.shape)}", why=f"its rows are ({', '.join(COLUMNS)})")
+    end = 0.0
+    for number, row in enumerate(table.tolist()):
+        start, t, h, w, source_id = row
+        told = f"row {number}: " + ", ".join(f"{name} {value:g}" for name, value in zip(COLUMNS, row, strict=True))
+        if start != end or not all(size >= 1 and size % 1 == 0 for size in (t, h, w)):
+            why = f"segments lie one after another, this one from token {end:g} on, and have whole grids"
+            raise DataError("a segment that is none", where=told, why=why)
+        if not 0 <= source_id < math.inf:
+            raise DataError("a source id below 0 or not finite", where=told)
+        end = start + t * h * w
+    if not 0 <= offset <= offset + tokens <= end:
+        raise DataError(
+            "segments do not cover the tokens",
+            why=f"tokens {offset} to {offset + tokens} are to be rotated, and the rows hold {end:g}",
+        )
 
 
 def choose_kernel(device: torch.device, head_dim: int) -> Kernel:
@@ -138,11 +185,12 @@ def sa3d_qk_norm_rope(
         The rotated ``q`` and ``k``, shape and dtype as given.
 
     Raises:
-        DataError: ``q``, ``k`` and weights do not fit each other.
+        DataError: ``q``, ``k``, weights and segments do not fit each other.
         ConfigError: The fused kernel does not know their dtype or width.
     """
+    _check(q, k, (weight_q, weight_k), segments)
     if segments.kernel == "fused":
-        _check(q, k, weight_q, weight_k, segments)
+        _check_fused(q, (weight_q, weight_k))
         (frequencies,) = segments.constants
         out_q, out_k, _ = torch.ops.bernini.sa3d_qk_norm_rope(
             q,
@@ -160,6 +208,27 @@ def sa3d_qk_norm_rope(
     one = _compiled if segments.kernel == "compiled" else _normed_and_rotated
     cos, sin = segments.constants
     return one(q, weight_q, cos, sin, eps), one(k, weight_k, cos, sin, eps)
+
+
+def _check(q: Tensor, k: Tensor, weights: tuple[Tensor | None, Tensor | None], segments: Segments) -> None:
+    """Refuse what does not fit; nothing is asked of the device."""
+    constants = segments.constants[0]  # on the table's device; compilers would specialise on the table's length
+    angles = constants.shape[0 if segments.kernel == "fused" else 1]
+    shape = (segments.tokens, q.shape[1] if q.ndim == 3 else 1, 2 * angles)
+    for name, x in (("queries", q), ("keys", k)):
+        if x.shape != shape or x.dtype != q.dtype or x.device != constants.device:
+            raise DataError(
+                f"{name} of {x.dtype} {list(x.shape)} on {x.device} do not fit the segments or the queries",
+                why=f"rows are {q.dtype} {list(shape)} on {constants.device}",
+            )
+    if (weights[0] is None) != (weights[1] is None):
+        raise DataError("queries and keys have a norm both or neither")
+    for weight in weights:
+        if weight is not None and (weight.shape != (shape[1] * shape[2],) or weight.device != q.device):
+            raise DataError(
+                f"norm weights of {list(weight.shape)} on {weight.device}",
+                why=f"rows are {shape[1] * shape[2]} wide and on {q.device}",
+            )
 
 
 def _normed_and_rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -202,20 +271,12 @@ def fused_frequencies(head_dim: int, device: torch.device) -> Tensor:
     return torch.stack(columns, dim=1).contiguous().to(device)
 
 
-def _check(q: Tensor, k: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, segments: Segments) -> None:
-    heads, head_dim = q.shape[1:]
-    width = heads * head_dim
-    if k.shape != q.shape or k.dtype != q.dtype or k.device != q.device or segments.table.device != q.device:
-        told = ", ".join(f"{x.dtype} {list(x.shape)} on {x.device}" for x in (q, k))
-        raise DataError("queries, keys and segments do not fit each other", why=f"{told}; {segments.table.device}")
-    if (weight_q is None) != (weight_k is None):
-        raise DataError("queries and keys have a norm both or neither")
-    for weight in (weight_q, weight_k):
-        if weight is not None and (weight.shape != (width,) or weight.dtype not in (torch.float32, q.dtype)):
-            raise DataError(
-                f"norm weights of {weight.dtype} {list(weight.shape)}",
-                why=f"rows are {width} wide and {q.dtype}, and weights of that type or float32",
-            )
+def _check_fused(q: Tensor, weights: tuple[Tensor | None, Tensor | None]) -> None:
+    """Refuse what the fused kernel does not know."""
+    width = q.shape[1] * q.shape[2]
+    for weight in weights:
+        if weight is not None and weight.dtype not in (torch.float32, q.dtype):
+            raise DataError(f"norm weights of {weight.dtype}", why=f"rows are {q.dtype}, and weights that or float32")
     if q.dtype not in FUSED_DTYPES or width > FUSED_WIDTH:
         raise ConfigError(
             f"the fused SA-3D RoPE op does not know {q.dtype} rows of {width}",

@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.contestants import Problem, contestants
+from benchmarks.speed.contestants import VARIANTS, Problem, contestants
 from benchmarks.speed.protocol import Sample, interleave, noise, relative_error, sample
 from benchmarks.speed.renderer import MODELS, check_bf16, check_fp32, forward_flop, main, verdict
 from bernini.errors import ConfigError
@@ -68,6 +69,27 @@ def test_contestants_start_alike_and_learn_alike(problem):
     outputs = [rival.infer() for rival in rivals]
     for other in outputs[1:]:
         assert relative_error(other, outputs[0]) < 1e-2
+
+
+def test_variants_of_ours_share_its_weights_and_compute_the_same(problem, monkeypatch):
+    monkeypatch.delenv("BERNINI_ROPE", raising=False)
+    # Not the compiled kernel, which on a CPU takes a C++ compiler.
+    small = "--device cpu --model tiny --grid 2 4 4 --text-rows 8 --steps 2 --forwards 2 --warmup 1 --backend aot_eager"
+    rows = main([*small.split(), "--also", "reference", "outputs", "pointwise"])["contestants"]
+    ours = {"ours eager", "ours eager, reference", "ours eager, outputs", "ours eager, pointwise"}
+    ours |= {"ours compiled", "ours compiled, reference", "ours compiled, outputs"}
+    assert {name for name in rows if name.startswith("ours")} == ours
+    rivals = {rival.name: rival for rival in contestants(problem, None, variants=VARIANTS)}
+    eager = rivals.pop("ours eager")
+    seen = []
+    eager.model.register_forward_pre_hook(
+        lambda model, _: seen.append((os.environ.get("BERNINI_ROPE"), model.rope_saves, model.compile_pointwise))
+    )
+    for name in ("reference", "outputs", "pointwise"):
+        assert rivals[f"ours eager, {name}"].model is eager.model
+        assert torch.equal(rivals[f"ours eager, {name}"].infer(), eager.infer())
+    plain = (None, "inputs", False)
+    assert seen == [("reference", *plain[1:]), plain, (None, "outputs", False), plain, (None, "inputs", True), plain]
 
 
 def test_a_wrong_model_is_not_timed(problem):

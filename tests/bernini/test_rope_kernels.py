@@ -2,13 +2,13 @@
 
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bernini.errors import BerniniError, ConfigError, DataError
+from bernini.errors import ConfigError, DataError
+from bernini.renderer.packing import PackedSample, Segment, pack
 from bernini.rope.build import NVCC_FLAGS, SOURCE
 from bernini.rope.op import Segments, choose_kernel, fused_frequencies, prepare_segments, sa3d_qk_norm_rope
 from bernini.rope.reference import THETA, axis_dims
@@ -60,37 +60,83 @@ def test_the_cpu_rotates_by_the_reference(monkeypatch):
         choose_kernel(CPU, 128)
 
 
-def fused(**wrong) -> Segments:
-    segments = Segments(TABLE, 0, "fused", (fused_frequencies(64, CPU),))
-    return replace(segments, **wrong)
+def fused() -> Segments:
+    return Segments(TABLE, TOKENS, 0, "fused", (fused_frequencies(64, CPU),))
+
+
+def tensor(shape, dtype=torch.float32, device="cpu"):
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+ROWS, WEIGHT = tensor((TOKENS, 2, 64)), tensor(128)
 
 
 @pytest.mark.parametrize(
-    ("q", "k", "weight_q", "weight_k", "told"),
+    ("kernel", "wrong", "kind", "told"),
     [
-        ((8, 2, 64), (8, 3, 64), 128, 128, "do not fit each other"),
-        ((8, 2, 64), (8, 2, 64), 127, 128, "rows are 128 wide"),
-        ((8, 2, 64), (8, 2, 64), None, 128, "both or neither"),
-        ((8, 130, 64), (8, 130, 64), 8320, 8320, "8192 wide at most"),
+        (None, {"k": tensor((TOKENS, 3, 64))}, DataError, r"keys of torch.float32 \[68, 3, 64\].*\[68, 2, 64\]"),
+        (None, {"k": ROWS.double()}, DataError, "keys of torch.float64"),
+        (None, {"q": ROWS.to("meta"), "k": ROWS.to("meta")}, DataError, "on meta do not fit.*on cpu"),
+        (None, {"q": ROWS[1:], "k": ROWS[1:]}, DataError, r"queries of .*\[67, 2, 64\].*\[68, 2, 64\]"),
+        (None, {"q": ROWS.flatten(1)}, DataError, r"queries of .*\[68, 128\]"),
+        (None, {"q": tensor((TOKENS, 4, 32))}, DataError, r"\[68, 4, 64\]"),
+        (None, {"weight_q": WEIGHT[1:]}, DataError, "weights of .127..*128 wide"),
+        (None, {"weight_k": WEIGHT.to("meta")}, DataError, "on meta"),
+        (None, {"weight_q": None}, DataError, "both or neither"),
+        (
+            "fused",
+            {"q": ROWS.double(), "k": ROWS.double()},
+            ConfigError,
+            "not know torch.float64.*BERNINI_ROPE=compiled",
+        ),
+        ("fused", {"weight_q": WEIGHT.half()}, DataError, "weights of torch.float16.*that or float32"),
+        (
+            "fused",
+            {"q": tensor((TOKENS, 130, 64)), "k": tensor((TOKENS, 130, 64)), "weight_q": tensor(8320)}
+            | {"weight_k": tensor(8320)},
+            ConfigError,
+            "rows of 8320.*8192 wide at most",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_runs(q, k, weight_q, weight_k, told):
-    weights = [None if width is None else torch.ones(width) for width in (weight_q, weight_k)]
-    with pytest.raises(BerniniError, match=told):
-        sa3d_qk_norm_rope(torch.ones(q), torch.ones(k), *weights, fused(), 1e-6)
+def test_what_does_not_fit_is_refused_before_anything_runs(kernel, wrong, kind, told):
+    given = {"q": ROWS, "k": ROWS, "weight_q": WEIGHT, "weight_k": WEIGHT} | wrong
+    reference = prepare_segments(TABLE, TOKENS, 64, kernel="reference")
+    for segments in [fused()] if kernel else [fused(), reference]:
+        with pytest.raises(kind, match=f"(?s){told}"):
+            sa3d_qk_norm_rope(**given, segments=segments, eps=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("q", "weight", "kind", "told"),
+    ("rows", "told"),
     [
-        (torch.float64, torch.float32, ConfigError, r"(?s)does not know torch.float64.*BERNINI_ROPE=compiled"),
-        (torch.bfloat16, torch.float16, DataError, "weights of that type or float32"),
+        ([(0, 2, 3, 4, 1)], "tokens 0 to 68 are to be rotated, and the rows hold 24"),
+        ([(0, 2, 3, 4, 1), (25, 1, 4, 11, 0)], "row 1: token_start 25.*from token 24 on"),
+        ([(4, 2, 32, 1, 0)], "row 0: token_start 4"),
+        ([(0, 17, 0, 4, 0)], "H 0.*whole grids"),
+        ([(0, 17, 2.5, 4, 0)], "H 2.5.*whole grids"),
+        ([(0, 17, 1, 4, -1)], "below 0 or not finite.*source id -1"),
+        ([(0, 17, 1, 4, float("nan"))], "source id nan"),
+        ([(0, 17, 1, 4)], r"table of shape \[1, 4\]"),
     ],
 )
-def test_dtypes_that_the_fused_op_does_not_know_are_refused(q, weight, kind, told):
-    x, own = torch.ones(8, 2, 64, dtype=q), torch.ones(128, dtype=weight)
-    with pytest.raises(kind, match=told):
-        sa3d_qk_norm_rope(x, x, own, own, fused(), 1e-6)
+def test_segment_tables_that_are_wrong_are_refused(rows, told):
+    for kernel in ("fused", "reference"):
+        with pytest.raises(DataError, match=f"(?s){told}"):
+            prepare_segments(torch.tensor(rows), TOKENS, 64, kernel=kernel)
+
+
+def test_slices_outside_the_segments_are_refused():
+    prepare_segments(TABLE, 28, 64, offset=40)
+    for offset in (41, -1):
+        with pytest.raises(DataError, match="do not cover the tokens"):
+            prepare_segments(TABLE, 28, 64, offset=offset)
+
+
+@pytest.mark.parametrize("source_id", [-1.0, float("nan")])
+def test_a_pack_takes_no_negative_id(source_id):
+    with pytest.raises(DataError, match="has source id"):
+        pack([PackedSample([Segment(torch.ones(4, 1, 2, 2), source_id)], torch.ones(1, 8), 0.0)], (1, 2, 2))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -113,6 +113,23 @@ def test_compiled_blocks_compute_what_eager_ones_do(model, samples, relative_err
         assert relative_error(compiled(packed).float(), model(packed).float()) < BF16_ERROR
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("rope_saves", "outputs"), ("compile_pointwise", True)], ids=["saves outputs", "pointwise"]
+)
+def test_every_way_to_compute_it_gives_the_same(model, samples, name, value, relative_error):
+    packed, other = pack(samples, model.patch), copy.deepcopy(model)
+    setattr(other, name, value)
+    outputs, gradients = [], []
+    for one in (model, other):
+        one.zero_grad()
+        outputs.append(one(packed).float())
+        outputs[-1].square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in one.parameters()]).float())
+        one.zero_grad()
+    assert relative_error(outputs[1], outputs[0]) < BF16_ERROR
+    assert relative_error(gradients[1], gradients[0]) < BF16_ERROR
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_forward_never_waits_for_the_device(model, samples, several):
     packed = pack(samples if several else samples[:1], model.patch)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bernini.errors import DataError
 from bernini.rope.op import Kernel, Segments, choose_kernel, prepare_segments, sa3d_qk_norm_rope
 from bernini.rope.reference import rotate, sa3d_angles
 
@@ -49,7 +50,7 @@ def run(
     if kernel is None:
         out = [exact(leaves[0], leaves[2], rows), exact(leaves[1], leaves[3], rows)]
     else:
-        segments = prepare_segments(rows, len(inputs[0]), inputs[0].shape[2], kernel=kernel)
+        segments = prepare_segments(rows, len(inputs[0]), inputs[0].shape[2], kernel=kernel, checked=True)
         out = list(sa3d_qk_norm_rope(*leaves, segments, EPS, save_outputs))
     return [*(x.detach() for x in out), *torch.autograd.grad(out, leaves, list(grads))]
 
@@ -219,6 +220,19 @@ def test_it_never_waits_for_the_device():
         run("fused", inputs, grads, segments.table)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_would_read_beyond_is_refused_before_a_launch():
+    (q, k, *weights), _, segments = _problem()
+    with pytest.raises(DataError, match="do not cover the tokens"):
+        prepare_segments(segments.table[:1], len(q), 128)
+    with pytest.raises(DataError, match="below 0"):
+        prepare_segments(segments.table * torch.tensor([1, 1, 1, 1, -1], device="cuda"), len(q), 128)
+    with pytest.raises(DataError, match="on cpu do not fit"):
+        sa3d_qk_norm_rope(q.cpu(), k.cpu(), *weights, segments, EPS)
+    with pytest.raises(DataError, match="do not fit"):
+        sa3d_qk_norm_rope(torch.cat([q, q]), torch.cat([k, k]), *weights, segments, EPS)
+    torch.cuda.synchronize()  # the device is well
 
 
 def test_backward_keeps_eight_bytes_a_token_beside_the_outputs():

@@ -1,0 +1,56 @@
+"""What a block does between its matrix products and attention, in fp32 inside, as functions that fuse when compiled."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LayerNorm without weights, then a scale and a shift (adaLN).
+
+    Args:
+        x: ``[tokens, dim]``.
+        scale: ``[tokens, dim]``, or ``[1, dim]`` for all tokens; added to 1.
+        shift: As ``scale``.
+        eps: Added to the variance.
+
+    Returns:
+        ``[tokens, dim]`` in the dtype of ``x``.
+    """
+    return (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """``x + gate * y``.
+
+    Args:
+        x: ``[tokens, dim]``.
+        y: ``[tokens, dim]``.
+        gate: ``[tokens, dim]``, or ``[1, dim]`` for all tokens.
+
+    Returns:
+        ``[tokens, dim]`` in the dtype of ``x``.
+    """
+    return (x.float() + y.float() * gate).to(x.dtype)
+
+
+class Pointwise(NamedTuple):
+    """The functions of this file, as they are or compiled."""
+
+    modulated_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def compiled(self, backend: str = "inductor") -> "Pointwise":
+        """Each as one graph, compiled when it is first called.
+
+        Args:
+            backend: What ``torch.compile`` compiles with.
+        """
+        return Pointwise(*(torch.compile(one, backend=backend) for one in self))
+
+
+EAGER = Pointwise(modulated_norm, gated_residual)
+COMPILED = EAGER.compiled()
