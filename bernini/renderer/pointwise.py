@@ -29,12 +29,12 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     Args:
         x: ``[tokens, dim]``.
         y: ``[tokens, dim]``.
-        gate: ``[tokens, dim]``, or ``[1, dim]`` for all tokens.
+        gate: ``[tokens, dim]``, or ``[1, dim]`` for all tokens, fp32, which makes the sum so.
 
     Returns:
         ``[tokens, dim]`` in the dtype of ``x``.
     """
-    return (x.float() + y.float() * gate).to(x.dtype)
+    return (x + y * gate).to(x.dtype)
 
 
 class Pointwise(NamedTuple):
