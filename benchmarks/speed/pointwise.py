@@ -37,7 +37,7 @@ class Task:
         call: Of a set of functions and the arguments.
         exact: The same in float64.
         rows: Arguments ``[tokens, dim]``.
-        modulation: Arguments ``[1, dim]``, fp32.
+        modulation: Arguments ``[dim]``, fp32.
         grad: Gradient of the result.
         passes: How many tensors like ``rows`` a forward, and a backward, has to read or write.
     """
@@ -77,11 +77,8 @@ class Task:
 def tasks(tokens: int, dim: int, device: torch.device) -> list[Task]:
     """Both functions on random rows."""
 
-    def random(rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(rows, dim, device=device).to(dtype)
-
-    x, y, grad = (random(tokens, torch.bfloat16) for _ in range(3))
-    scale, shift, gate = (random(1, torch.float32) for _ in range(3))
+    x, y, grad = torch.randn(3, tokens, dim, device=device).bfloat16()
+    scale, shift, gate = torch.randn(3, dim, device=device)
 
     def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         centred = x - x.mean(1, keepdim=True)

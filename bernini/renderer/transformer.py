@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
-from bernini.renderer.pointwise import COMPILED, EAGER, Pointwise
+from bernini.renderer.pointwise import COMPILED, EAGER, Pointwise, spread
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 
@@ -89,9 +89,7 @@ class PackedBlock(WanTransformerBlock):
             ``[tokens, dim]``.
         """
         table = (self.scale_shift_table + modulation.float()).unbind(1)
-        # One row per sample, spread over its tokens; a single row broadcasts and costs nothing.
-        rows = table if sample_index is None else [row.index_select(0, sample_index) for row in table]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (spread(row, sample_index) for row in table)
 
         eps = self.norm1.eps  # all norms of a block share it
         y = ways.pointwise.modulated_norm(x, scale, shift, eps)
@@ -248,8 +246,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
                 x = block(x, own, *shared)
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
-        if sample_index is not None:
-            shift, scale = shift.index_select(0, sample_index), scale.index_select(0, sample_index)
+        shift, scale = spread(shift, sample_index), spread(scale, sample_index)
         return self.proj_out(pointwise.modulated_norm(x, scale, shift, self.norm_out.eps))
 
     def to_json_string(self) -> str:
