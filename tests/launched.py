@@ -1,0 +1,23 @@
+"""Trains on two ranks, once per way to start workers; run by a launcher, as a user's own script would be.
+
+python tests/launched.py SHARDS LOG START_METHOD ...
+"""
+
+import sys
+from pathlib import Path
+
+from recording import Recorder, make_trainer
+
+from datamodules import VideoDataModule
+
+
+def main(shards: str, log: str, *start_methods: str) -> None:
+    trainer = make_trainer(devices=2, strategy="ddp", max_epochs=1)
+    for start_method in start_methods:
+        data = VideoDataModule(train=shards, batch_size=4, workers=2, start_method=start_method, seed=6)
+        trainer.fit_loop.epoch_progress.reset()
+        trainer.fit(Recorder(Path(log) / start_method), data)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
