@@ -6,17 +6,15 @@ python tests/launched.py SHARDS LOG START_METHOD ...
 import sys
 from pathlib import Path
 
-from recording import Recorder, make_trainer
-
-from datamodules import VideoDataModule
-
 
 def main(shards: str, log: str, *start_methods: str) -> None:
-    trainer = make_trainer(devices=2, strategy="ddp", max_epochs=1)
+    from recording import Recorder, make_trainer  # not above: workers that are spawned import this file
+
+    from datamodules import VideoDataModule
+
     for start_method in start_methods:
         data = VideoDataModule(train=shards, batch_size=4, workers=2, start_method=start_method, seed=6)
-        trainer.fit_loop.epoch_progress.reset()
-        trainer.fit(Recorder(Path(log) / start_method), data)
+        make_trainer(devices=2, strategy="ddp", max_epochs=1).fit(Recorder(Path(log) / start_method), data)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Ranks and workers, however they come to be, share the samples among them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,18 @@ from recording import keys_in, make_shards, read_rows
 
 ROOT = Path(__file__).parents[2]
 START_METHODS = ["fork", "spawn", "forkserver"]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
 
 
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_every_sample_comes_once_with_any_launcher_and_start_method(tmp_path: Path, launcher: str) -> None:
     shards = make_shards(tmp_path / "shards", 40)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *(TORCHRUN if launcher == "torchrun" else []), str(ROOT / "tests" / "launched.py")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [*TORCHRUN, f"--master-port={port}"] if launcher == "torchrun" else []
+    command = [sys.executable, *torchrun, str(ROOT / "tests" / "launched.py")]
     done = subprocess.run(
         [*command, shards, str(tmp_path), *START_METHODS], env=environment, capture_output=True, text=True, timeout=240
     )

@@ -81,7 +81,7 @@ def test_errors(folder, tmp_path):
         ({"train": str(tmp_path)}, "no shards here"),
         ({"train": []}, "no train data"),
         ({"train": folder, "batch_size": 24}, "23 training samples, but a global batch takes 24"),
-        ({"train": folder, "batch_size": 0}, "batch sizes are 1 or more"),
+        ({"train": folder, "batch_size": 0}, "batch sizes and shuffle_shards are 1 or more"),
         ({"train": folder, "tasks": ["t2x"]}, "unknown task 't2x'"),
         ({"train": folder, "shuffle_shards": 0}, "shuffle_shards are 1 or more"),
     ]
