@@ -53,8 +53,16 @@ class CommitCursor(Callback):
         self.step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where the run begins."""
+        """Note where the run begins, and have Lightning count what this epoch has had in batches of this run.
+
+        It decides by that count which batch completes an optimizer step. A run on fewer ranks that accumulates more has
+        more batches for the same samples.
+        """
         self.step = trainer.global_step
+        done = trainer.fit_loop.epoch_loop.batch_progress.current
+        more = self.data.in_batches_of_this_run(done.ready) - done.ready
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(done, name, getattr(done, name) + more)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -84,6 +92,7 @@ class OrderedDataModule(L.LightningDataModule):
         super().__init__()
         self.workers, self.start_method = workers, start_method
         self.cursor = {"epoch": 0, "sample": 0}
+        self.batch = 0  # samples of all ranks in a batch, known when training begins
         self._resumed: dict[str, Any] | None = None
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -111,13 +120,19 @@ class OrderedDataModule(L.LightningDataModule):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Cursor of the training order, and what it is a place in."""
-        return {**self.cursor, **self.identity()}
+        """Cursor of the training order, what it is a place in, and the size of the batches that led there."""
+        return {**self.cursor, **self.identity(), "batch": self.batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved cursor; whether it fits the data is looked at when training begins."""
         self.commit({name: state_dict[name] for name in ("epoch", "sample")})
         self._resumed = state_dict
+
+    def in_batches_of_this_run(self, batches: int) -> int:
+        """How many batches of this run hold what ``batches`` of the run that wrote the checkpoint held."""
+        if self._resumed is None or not self.batch:
+            return batches
+        return batches * self._resumed["batch"] // self.batch
 
     def _check_resumed(self) -> None:
         if self._resumed is None:
@@ -154,7 +169,8 @@ class OrderedDataModule(L.LightningDataModule):
         """
         rank, world = self.rank_and_world()
         batches = self.trainer.accumulate_grad_batches if self.trainer else 1
-        step = batch_size * world * batches
+        self.batch = batch_size * world
+        step = self.batch * batches
         if size < step:
             raise ConfigError(
                 f"{size} training samples, but a global batch takes {step}",

@@ -64,6 +64,44 @@ def test_broken_off_five_times_in_an_epoch_and_at_its_end(folder: str, tmp_path:
     assert trained == whole
 
 
+class StopAtStep(L.Callback):
+    """Ends training after an optimizer step, and counts the batches of each."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since = step, 0
+        self.batches: list[int] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.since += 1
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.batches.append(self.since)
+        self.since = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_accumulation_takes_the_place_of_ranks_in_mid_epoch(folder: str, tmp_path: Path) -> None:
+    """Eight ranks that become two, four and one: here the batches of one rank become smaller, and more of them."""
+
+    def in_steps(model: Recorder) -> list[str]:
+        return [key for keys in model.trained for key in keys]
+
+    whole = in_steps(run(folder, 1, max_steps=STEPS))
+    for order in ([1, 4, 2, 8, 1], [8, 1, 4]):
+        trained: list[str] = []
+        last = None
+        for steps, accumulate in zip([7, 20, 33, 48, STEPS], order, strict=False):
+            keep = ModelCheckpoint(tmp_path / f"{order[0]}-{steps}", save_last=True, every_n_train_steps=1)
+            stop = StopAtStep(steps)
+            model = run(folder, accumulate, last, max_steps=STEPS, enable_checkpointing=True, callbacks=[keep, stop])
+            assert all(batches == accumulate for batches in stop.batches), "every step takes a whole global batch"
+            trained += in_steps(model)
+            assert trained == whole[: steps * STEP]
+            last = tmp_path / f"{order[0]}-{steps}" / "last.ckpt"
+
+
 class DieInValidation(L.Callback):
     """Saves in the middle of validation, and dies."""
 
@@ -96,7 +134,7 @@ def test_what_a_checkpoint_holds_of_the_data_is_a_little_json(folder: str) -> No
     data.commit({"epoch": 12345, "sample": 10**9})
     saved = json.dumps(data.state_dict())
     assert len(saved) < 1024
-    assert json.loads(saved).keys() == {"version", "epoch", "sample", "seed", "fingerprint", "mix"}
+    assert json.loads(saved).keys() == {"version", "epoch", "sample", "seed", "fingerprint", "mix", "batch"}
 
 
 def test_resuming_with_other_data_is_refused(folder: str, tmp_path: Path) -> None:
