@@ -92,17 +92,16 @@ def steps_of(state: dict, ranks: int, workers: int, accumulate: int, count: int,
     for part in parts:
         part.load_state_dict(json.loads(json.dumps(state)))
     steps: list[list[str]] = []
-    while len(steps) < count:  # pass by pass over the loaders, as Lightning does
+    step: list[str] = []
+    while True:  # epoch by epoch, as Lightning does
         for rows in zip(*(part.train_dataloader() for part in parts), strict=True):
-            steps += [] if steps and len(steps[-1]) < STEP else [[]]
-            steps[-1] += [sample.key for row in rows for sample in row.samples]
-            if len(steps[-1]) == STEP:
-                parts[0].commit(rows[0].cursor)
-            if len(steps[-1]) == STEP and len(steps) == count:
-                break
-        for part in parts:
-            part.commit(parts[0].cursor)
-    return steps, parts[0].state_dict()
+            step += [sample.key for row in rows for sample in row.samples]
+            if len(step) == STEP:
+                steps, step = [*steps, step], []
+                for part in parts:
+                    part.commit(rows[0].cursor)
+                if len(steps) == count:
+                    return steps, parts[0].state_dict()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
