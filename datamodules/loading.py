@@ -3,7 +3,10 @@
 Lightning is not imported here, which makes workers start twice as fast.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -12,21 +15,40 @@ from bernini.conversation import Batch
 from bernini.errors import BerniniError, ConfigError
 from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
+from datamodules.mixing import SourceConfig
 from datamodules.order import Request
 from datamodules.shards import Shards
+
+
+@dataclass(frozen=True)
+class Span:
+    """Samples of one source, which are numbered through.
+
+    Attributes:
+        first: Number of the first one.
+        shards: How many there are of each shard.
+        fingerprint: Hash of the shards, and of which of their samples these are.
+    """
+
+    first: int
+    shards: list[int]
+    fingerprint: str
 
 
 class Clips(Dataset[Batch]):
     """Samples of one split; what is asked for comes as one batch.
 
     Args:
-        folders: Folders of shards.
-        tasks: Tasks to keep; ``None`` keeps all.
+        sources: Sources by name.
+        tasks: Tasks to keep of a source that does not say so itself; ``None`` keeps all.
         limit: Most samples; the first ones are kept.
         targets: Whether every sample must have a target.
         max_frames: Most frames of a raw clip.
         max_edge: Longest edge of raw frames in pixels.
         vision: Make what a planner with these numbers sees, too; null for nothing.
+
+    Attributes:
+        spans: Where the samples of each source are.
 
     Raises:
         ConfigError: A folder holds no shards, or a task is unknown or has no sample.
@@ -35,24 +57,45 @@ class Clips(Dataset[Batch]):
 
     def __init__(
         self,
-        folders: Sequence[str],
-        tasks: Sequence[str] | None,
+        sources: Mapping[str, SourceConfig],
+        tasks: list[str] | None,
         limit: int | None,
         targets: bool,
         max_frames: int | None,
         max_edge: int | None,
         vision: VisionConfig | None = None,
     ) -> None:
-        self.shards = [Shards(folder) for folder in folders]
+        self.samples: list[tuple[Shards, int]] = []
+        self.spans: list[Span] = []
+        opened: dict[str, Shards] = {}
+        for source in sources.values():
+            folders = [source.shards] if isinstance(source.shards, str) else source.shards
+            shards = [opened.get(folder) or opened.setdefault(folder, Shards(folder)) for folder in folders]
+            self._add(shards, tasks if source.tasks is None else source.tasks)
+        self.samples = self.samples[:limit]
+        self.targets, self.max_frames, self.max_edge, self.vision = targets, max_frames, max_edge, vision
+
+    def _add(self, shards: list[Shards], tasks: list[str] | None) -> None:
+        """Number the samples of one source, after those that are numbered already."""
         kept = None if tasks is None else {get_task(name).name for name in tasks}
-        every = [(s, n, get_task(e.task).name) for s in self.shards for n, e in enumerate(s.entries)]
-        self.samples = [(s, n, task) for s, n, task in every if kept is None or task in kept][:limit]
+        every = [(s, n, get_task(entry.task).name) for s in shards for n, entry in enumerate(s.entries)]
         here = sorted({task for *_, task in every})
         if missing := sorted((kept or set()) - set(here)):
             raise ConfigError(
-                f"no sample of task {missing[0]}", where=", ".join(folders), why=f"the shards hold {', '.join(here)}"
+                f"no sample of task {missing[0]}",
+                where=", ".join(str(s.folder) for s in shards),
+                why=f"the shards hold {', '.join(here)}",
             )
-        self.targets, self.max_frames, self.max_edge, self.vision = targets, max_frames, max_edge, vision
+        found = [(s, n) for s, n, task in every if kept is None or task in kept]
+        if not found:
+            raise ConfigError("the shards hold no sample", where=", ".join(str(s.folder) for s in shards))
+        in_shards = [
+            len(list(group)) for _, group in groupby(found, lambda at: (at[0].folder, at[0].entries[at[1]].shard))
+        ]
+        which = repr([[s.fingerprint for s in shards], sorted(kept or here)])
+        fingerprint = hashlib.sha256(which.encode()).hexdigest()[:16]
+        self.spans.append(Span(len(self.samples), in_shards, fingerprint))
+        self.samples += found
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -60,7 +103,7 @@ class Clips(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         batch = Batch([], request.cursor)
         for position, number in enumerate(request.samples):
-            shards, at, _ = self.samples[number]
+            shards, at = self.samples[number]
             sample = shards.read(at, max_frames=self.max_frames, max_edge=self.max_edge)
             if position >= len(request.samples) - request.padding:
                 sample.info = {**sample.info, "padding": True}
