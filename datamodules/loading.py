@@ -14,6 +14,7 @@ from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
 from datamodules.order import Request
 from datamodules.shards import Shards
+from datamodules.storage import StorageConfig
 
 
 class Clips(Dataset[Batch]):
@@ -27,6 +28,7 @@ class Clips(Dataset[Batch]):
         max_frames: Most frames of a raw clip.
         max_edge: Longest edge of raw frames in pixels.
         vision: Make what a planner with these numbers sees, too; null for nothing.
+        storage: How the folders are reached.
 
     Raises:
         ConfigError: A folder holds no shards, or a task is unknown or has no sample.
@@ -42,8 +44,9 @@ class Clips(Dataset[Batch]):
         max_frames: int | None,
         max_edge: int | None,
         vision: VisionConfig | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
-        self.shards = [Shards(folder) for folder in folders]
+        self.shards = [Shards(folder, storage) for folder in folders]
         kept = None if tasks is None else {get_task(name).name for name in tasks}
         every = [(s, n, get_task(e.task).name) for s in self.shards for n, e in enumerate(s.entries)]
         self.samples = [(s, n, task) for s, n, task in every if kept is None or task in kept][:limit]

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bernini.conversation import Batch, Conversation, Media, Message
-from bernini.errors import ConfigError, DataError
+from bernini.errors import BadSample, ConfigError, DataError
 from datamodules import VideoDataModule
+from datamodules.index import INDEX
 from datamodules.order import eval_requests, mixture, permutation, train_requests
+from datamodules.scanning import index_folder
 from datamodules.shards import write_shards
 
 SIZE = 23
@@ -300,5 +302,12 @@ def test_a_bad_sample_is_one_clear_error_also_from_a_worker(tmp_path, workers):
     assert len(list(data.predict_dataloader())) == 1, "predicting needs no target"
     shard = tmp_path / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b'"inputs"', b'"putins"'))
-    with pytest.raises(DataError, match="not in the released format: KeyError"):
+    with pytest.raises(BadSample, match="not those that were indexed") as damaged:
+        list(data.predict_dataloader())
+    assert (damaged.value.shard, damaged.value.key, damaged.value.member) == (str(shard), bad.key, "json")
+    (tmp_path / INDEX).unlink()
+    index_folder(tmp_path)
+    data = VideoDataModule(predict=str(tmp_path), workers=workers)
+    data.setup("predict")
+    with pytest.raises(BadSample, match="not in the released format: KeyError"):
         list(data.predict_dataloader())
