@@ -159,7 +159,7 @@ def _entry(
     file: BufferedReader,
     shard: str,
     key: str,
-    headers: dict[str, tarfile.TarInfo],
+    found: dict[str, tarfile.TarInfo],
     where: str,
     require: Collection[str],
 ) -> Entry:

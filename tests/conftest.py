@@ -92,3 +92,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from factories import make_shards
 
     return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of the long tests is run."""
+    parser.addoption("--tars", type=int, default=130, help="mutated tars to read; 500 is the full count")
+    parser.addoption("--reads", type=int, default=400, help="reads from a faulty server; 10000 is the full count")
