@@ -12,7 +12,7 @@ import aiohttp
 import fsspec
 
 from bernini.errors import ConfigError, DataError, ServiceError
-from datamodules.storage import StorageConfig, check_location
+from datamodules.storage import StorageConfig, check_location, refuse
 
 PIECE = 16 << 20  # bytes of one request
 MAX_TEXT = 4 << 30  # bytes of an index
@@ -123,23 +123,20 @@ class Remote:
             except _FAULTS as error:
                 fault = error
             if self._refused:
-                raise self._private(url) from fault
+                fix = "add the address or its network to `storage.allow_addresses` if it is yours"
+                refuse(url, "public addresses only", f"it leads to {self._refused.pop()}", fix)
+            if isinstance(fault.__cause__ or fault, aiohttp.InvalidURL):
+                refuse(url, "whole URLs only", f"{fault.__cause__ or fault}", "write host names and addresses in full")
             if _status(fault) in (404, 410):
                 raise DataError("there is no such file", where=url, fix="copy the folder with its index") from fault
             if _lasting(fault):
                 break
+        cause = fault.__cause__ or fault
         raise ServiceError(
             "the service refuses the file" if _lasting(fault) else f"no answer in {self.config.retries + 1} tries",
-            where=url, why=f"{type(fault).__name__}: {fault}",
+            where=url, why=f"{type(cause).__name__}: {cause}",
             fix="check credentials and rights, and go on with `--ckpt_path auto`; `storage.retries` allows more tries",
         ) from fault  # fmt: skip
-
-    def _private(self, url: str) -> ConfigError:
-        return ConfigError(
-            "the location is not allowed", where=url,
-            why=f"rule `public addresses only`: it leads to {self._refused.pop()}",
-            fix="add the address or its network to `storage.allow_addresses` if it is yours",
-        )  # fmt: skip
 
     def _fs(self) -> Any:
         """The file system of this process: connections cannot be shared with a forked one."""

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from bernini.errors import ConfigError, DataError
@@ -113,30 +113,31 @@ def check_location(location: str) -> str | None:
     match = _SCHEME.match(location)
     scheme = match[1].lower() if match else None
     if scheme == "pipe" or "|" in location:
-        _refuse(location, "no commands", "a shard is never the output of a command")
+        refuse(location, "no commands", "a shard is never the output of a command")
     if "::" in re.sub(r"//\[[0-9A-Fa-f:.]*\]", "//", location):  # an IPv6 address is none
-        _refuse(location, "no chains", "`::` joins locations, and file systems that open others")
+        refuse(location, "no chains", "`::` joins locations, and file systems that open others")
     if re.search(r"[{}\0\n\r]", location):
-        _refuse(location, "no patterns", "braces and line breaks are not expanded", "name each folder by itself")
+        refuse(location, "no patterns", "braces and line breaks are not expanded", "name each folder by itself")
     if scheme is None:
         return None
     if scheme == "file":
-        _refuse(location, "no file URLs", "a local folder is named by its path", "write the path without file:")
+        refuse(location, "no file URLs", "a local folder is named by its path", "write the path without file:")
     if scheme not in REMOTE:
-        _refuse(location, "known schemes only", f"{scheme}: is none of {', '.join(REMOTE)}")
+        refuse(location, "known schemes only", f"{scheme}: is none of {', '.join(REMOTE)}")
     parts = urlsplit(location)
     if not parts.hostname:
-        _refuse(location, "known schemes only", "the URL names no host or bucket", f"write {scheme}://HOST/FOLDER")
+        refuse(location, "known schemes only", "the URL names no host or bucket", f"write {scheme}://HOST/FOLDER")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         shown = f"{scheme}://{parts.hostname}{parts.path}"
-        _refuse(
+        refuse(
             shown, "no secrets in URLs", "user, query and fragment of a URL end up in logs",
             "write it without, and give credentials as the driver takes them from the environment",
         )  # fmt: skip
     return scheme
 
 
-def _refuse(location: str, rule: str, why: str, fix: str = _COPY) -> None:
+def refuse(location: str, rule: str, why: str, fix: str = _COPY) -> NoReturn:
+    """Raise the ConfigError of a location that a rule forbids."""
     raise ConfigError("the location is not allowed", where=location, why=f"rule `{rule}`: {why}", fix=fix)
 
 
