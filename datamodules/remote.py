@@ -16,6 +16,8 @@ from datamodules.storage import StorageConfig, check_location, refuse
 
 PIECE = 16 << 20  # bytes of one request
 MAX_TEXT = 4 << 30  # bytes of an index
+_COPY = "copy the whole folder with its index, which `bernini data index` makes"
+SURE = 3  # times that a server has to give another size than the index before it is believed
 MAX_WAIT = 16.0  # seconds between two tries
 _PASSING = {408, 425, 429}  # of the 4xx replies, those that may pass; 5xx all may
 _FAULTS = (OSError, aiohttp.ClientError)
@@ -69,8 +71,11 @@ class Remote:
 
     def check(self, name: str, total: int) -> None:
         """Compare size and ETag of a file; see `datamodules.storage.Store.check`."""
-        size, tag = self._describe(name)
-        if size != total:
+        for _ in range(SURE):
+            size, tag = self._describe(name)
+            if size == total:
+                break
+        else:
             self._changed(name, f"it has {size} bytes, the index says {total}")
         if self._tags.setdefault(name, tag) != tag:
             self._changed(name, f"its tag was {self._tags[name]} and is {tag}")
@@ -128,7 +133,7 @@ class Remote:
             if isinstance(fault.__cause__ or fault, aiohttp.InvalidURL):
                 refuse(url, "whole URLs only", f"{fault.__cause__ or fault}", "write host names and addresses in full")
             if _status(fault) in (404, 410):
-                raise DataError("there is no such file", where=url, fix="copy the folder with its index") from fault
+                raise DataError("there is no such file", where=url, fix=_COPY) from fault
             if _lasting(fault):
                 break
         cause = fault.__cause__ or fault

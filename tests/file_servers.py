@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "closed":
             return None
         if not body:
-            return self.head(status, {**headers, "Content-Length": str(len(data))})
+            return self.head(status, {**headers, "Content-Length": str(len(data) + 100 * (fault == "wrong length"))})
         length = len(data)
         if fault == "short":
             data = data[: len(data) // 2]

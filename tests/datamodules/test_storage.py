@@ -155,7 +155,7 @@ def test_redirects_to_private_addresses_are_refused(server: FileServer, target: 
 def test_private_hosts_are_refused_by_number_and_by_name(server: FileServer, host, address, monkeypatch) -> None:
     if address:
         resolve_to(monkeypatch, address)
-    with pytest.raises(ConfigError, match="public addresses only|whole URLs only"):
+    with pytest.raises(ConfigError, match=r"public addresses only|whole URLs only"):
         Shards(f"http://{host}:{server.server_port}/data", StorageConfig(backoff=0.001))
     assert server.gets == 0
 
