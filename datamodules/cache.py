@@ -53,14 +53,14 @@ class Cache:
 
     def discard(self, address: str) -> None:
         """Take a damaged file out; the next eviction corrects the count."""
-        with FileLock(self.folder / ".lock"):
+        with FileLock(self.folder / ".lock", poll_interval=0.005):
             self._path(address).unlink(missing_ok=True)
 
     def _path(self, address: str) -> Path:
         return self.folder / address[:2] / address
 
     def _place(self, temporary: Path, path: Path, size: int) -> None:
-        with FileLock(self.folder / ".lock"):
+        with FileLock(self.folder / ".lock", poll_interval=0.005):
             if path.exists():
                 return
             held = self._held()

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import fsspec
@@ -80,7 +80,7 @@ class Remote:
         if self._tags.setdefault(name, tag) != tag:
             self._changed(name, f"its tag was {self._tags[name]} and is {tag}")
 
-    def _changed(self, name: str, why: str) -> None:
+    def _changed(self, name: str, why: str) -> NoReturn:
         raise DataError(
             "the shard is not the one that was indexed", where=self.where(name), why=why,
             fix="put the shard back, or index the data again and start a new run",
