@@ -229,7 +229,12 @@ def _members(key: str, start: int, end: int, rows: Mapping[str, Any]) -> Iterato
             raise ValueError(f"{key}.{suffix} is not allowed: {fault}")
         if at < start or at + size > end:
             raise ValueError(f"{key}.{suffix} lies outside its sample")
-        yield suffix, Member(at, size, row["xxh3"], Video(**row["video"]) if "video" in row else None)
+        yield suffix, Member(at, size, str(row["xxh3"]), _video(row["video"]) if "video" in row else None)
+
+
+def _video(row: Mapping[str, Any]) -> Video:
+    width, height, frames = (_number(row[name]) for name in ("width", "height", "frames"))
+    return Video(str(row["codec"]), width, height, frames, float(row["fps"]))
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -241,5 +246,5 @@ def _object(line: str) -> dict[str, Any]:
 
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no number of bytes or samples")
+        raise ValueError(f"{value!r} is no number")
     return value

@@ -169,7 +169,7 @@ class Local:
         """
         found = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
         for name in found:
-            if re.search(r"\.(tgz|tbz2?|txz|tar\.[a-z0-9]+)$", name, re.IGNORECASE):
+            if re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", name, re.IGNORECASE):
                 raise DataError(
                     "the shard is compressed", where=self.where(name), why="members cannot be read by their offset",
                     fix="unpack it to a plain .tar",

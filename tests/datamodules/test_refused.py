@@ -216,6 +216,7 @@ def test_an_index_that_was_tampered_with(change: Callable, why: str, canary: Pat
         ({"span": 1 << 60}, "spans"),
         ({"at": -512}, "no number"),
         ({"members": {}}, "no members"),
+        ({"members": {"x.mp4": {"at": 512, "size": 1, "xxh3": "", "video": {"codec": "h264"}}}}, "'width'"),
         ({"members": {"x.pkl": {"at": 512, "size": 1, "xxh3": ""}}}, "its suffix"),
         ({"members": {"x.txt": {"at": 512, "size": 1 << 40, "xxh3": ""}}}, "bytes, txt members"),
         ({"members": {"x.txt": {"at": 40000, "size": 100, "xxh3": ""}}}, "outside its sample"),
