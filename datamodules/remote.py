@@ -16,9 +16,9 @@ from datamodules.storage import StorageConfig, check_location, refuse
 
 PIECE = 16 << 20  # bytes of one request
 MAX_TEXT = 4 << 30  # bytes of an index
-_COPY = "copy the whole folder with its index, which `bernini data index` makes"
-SURE = 3  # times that a server has to give another size than the index before it is believed
 MAX_WAIT = 16.0  # seconds between two tries
+SURE = 3  # times that a server has to give another size than the index before it is believed
+_COPY = "copy the whole folder with its index, which `bernini data index` makes"
 _PASSING = {408, 425, 429}  # of the 4xx replies, those that may pass; 5xx all may
 _FAULTS = (OSError, aiohttp.ClientError)
 
@@ -89,13 +89,10 @@ class Remote:
     def _describe(self, name: str) -> tuple[int, str]:
         """Size in bytes and tag."""
         fs, url = self._fs(), self.where(name)
-        info = self._tried(url, lambda: fs.info(url, timeout=self.config.timeout, **self._fresh()))
+        info = self._tried(url, lambda: fs.info(url, timeout=self.config.timeout))
         if not isinstance(info.get("size"), int):
             raise ServiceError("the server does not say how large the file is", where=url, fix="use another server")
         return info["size"], str(info.get("ETag") or info.get("etag") or info.get("Last-Modified") or "")
-
-    def _fresh(self) -> dict[str, Any]:
-        return {"refresh": True} if self.scheme == "s3" else {}
 
     def _read(self, name: str, at: int, size: int, total: int | None = None) -> bytes:
         fs, url, data = self._fs(), self.where(name), bytearray()
@@ -123,6 +120,7 @@ class Remote:
             if number:
                 self.retried += 1
                 time.sleep(min(MAX_WAIT, self.config.backoff * 2 ** (number - 1)))
+            self._refused.clear()  # a host may have other addresses that can be reached
             try:
                 return action()
             except _FAULTS as error:

@@ -124,7 +124,10 @@ def check_location(location: str) -> str | None:
         refuse(location, "no file URLs", "a local folder is named by its path", "write the path without file:")
     if scheme not in REMOTE:
         refuse(location, "known schemes only", f"{scheme}: is none of {', '.join(REMOTE)}")
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError as error:
+        refuse(location, "whole URLs only", str(error), f"write {scheme}://HOST/FOLDER")
     if not parts.hostname:
         refuse(location, "known schemes only", "the URL names no host or bucket", f"write {scheme}://HOST/FOLDER")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:

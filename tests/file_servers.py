@@ -62,9 +62,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(body=True)
 
     def reply(self, body: bool) -> None:
-        path = self.server.folder / self.path.removeprefix("/data/")
+        path = self.server.folder / self.path.removeprefix("/data/").partition("?")[0]
         if self.server.redirect:
-            return self.head(302, {"Location": self.server.redirect, "Content-Length": "0"})
+            target = self.server.redirect.replace("{name}", path.name)
+            return self.head(302, {"Location": target, "Content-Length": "0"})
         if self.server.status or not path.is_file():
             return self.head(self.server.status or 404, {"Content-Length": "0"})
         data, status, headers = path.read_bytes(), 200, {"ETag": self.server.tag, "Accept-Ranges": "bytes"}

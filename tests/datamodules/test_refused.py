@@ -81,6 +81,7 @@ def test_the_canary_would_sing(tmp_path: Path) -> None:
         ("memory://x", "known schemes only"),
         ("data:text/plain,x", "known schemes only"),
         ("http:///x", "known schemes only"),
+        ("http://[x/y", "whole URLs only"),
         ("https://user:password@host/x", "no secrets in URLs"),
         ("https://host/x?X-Amz-Signature=password", "no secrets in URLs"),
         ("http://169.254.169.254/latest", "public addresses only"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from factories import make_shards
 from file_servers import FAULTS, FileServer, file_server
+from filelock import FileLock
 
 from bernini.errors import BadSample, ConfigError, DataError, ServiceError
 from datamodules import VideoDataModule
@@ -118,6 +119,12 @@ def test_a_shard_that_changes_is_a_hard_error(server: FileServer, folder: Path) 
         Shards(server.url, storage()).members(0)
 
 
+def test_redirects_to_where_the_bytes_lie_are_followed(server: FileServer, folder: Path, tmp_path: Path) -> None:
+    with file_server(tmp_path) as front:
+        front.redirect = f"{server.url}/{{name}}?signature=x"
+        assert all_members(Shards(front.url, storage())) == all_members(Shards(folder))
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -208,7 +215,8 @@ def test_the_cache_keeps_its_limit_and_what_was_used_last(tmp_path: Path) -> Non
 
 
 def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("??/*"))
+    with FileLock(folder / ".lock"):  # between two writes
+        return sum(path.stat().st_size for path in folder.glob("??/*"))
 
 
 def fill(folder: Path, seed: int, highest) -> None:
