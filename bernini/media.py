@@ -161,6 +161,16 @@ def probe_video(file: str | Path | bytes, *, where: str = "") -> dict[str, float
     return {"height": height, "width": width, "frames": frames, "fps": fps}
 
 
+def video_codec(file: str | Path | bytes, *, where: str = "") -> str:
+    """FFmpeg's name of a clip's codec, such as ``h264``.
+
+    Raises:
+        DataError: As for `probe_video`.
+    """
+    with _open_video(file, where or ("" if isinstance(file, bytes) else str(file))) as (_, stream):
+        return stream.codec_context.name
+
+
 @contextmanager
 def _open_video(file: str | Path | bytes, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     import av

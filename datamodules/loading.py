@@ -18,6 +18,7 @@ from bernini.tasks import get_task
 from datamodules.mixing import SourceConfig
 from datamodules.order import Request
 from datamodules.shards import Shards
+from datamodules.storage import StorageConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Clips(Dataset[Batch]):
         max_frames: Most frames of a raw clip.
         max_edge: Longest edge of raw frames in pixels.
         vision: Make what a planner with these numbers sees, too; null for nothing.
+        storage: How the folders are reached.
 
     Attributes:
         spans: Where the samples of each source are.
@@ -64,13 +66,14 @@ class Clips(Dataset[Batch]):
         max_frames: int | None,
         max_edge: int | None,
         vision: VisionConfig | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
         self.samples: list[tuple[Shards, int]] = []
         self.spans: list[Span] = []
         opened: dict[str, Shards] = {}
         for source in sources.values():
             folders = [source.shards] if isinstance(source.shards, str) else source.shards
-            shards = [opened.get(folder) or opened.setdefault(folder, Shards(folder)) for folder in folders]
+            shards = [opened.get(folder) or opened.setdefault(folder, Shards(folder, storage)) for folder in folders]
             self._add(shards, tasks if source.tasks is None else source.tasks)
         self.samples = self.samples[:limit]
         self.targets, self.max_frames, self.max_edge, self.vision = targets, max_frames, max_edge, vision

@@ -16,6 +16,7 @@ from bernini.errors import BerniniError, ConfigError
 from bernini.media import fit, probe_video, read_image, read_video
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
+from datamodules.commands import underscored
 from datamodules.loading import ErrorsAsValues
 from datamodules.shards import Shards, write_shards
 from datamodules.sources import CLIP_OPTIONS, Source, find_sources
@@ -329,13 +330,8 @@ def main(argv: Sequence[str]) -> int:
     for flag, text in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     try:
-        options: Any = parser.instantiate(parser.parse_args([_underscored(arg) for arg in argv]))
+        options: Any = parser.instantiate(parser.parse_args([underscored(arg) for arg in argv]))
     except ArgumentError as error:
         raise ConfigError(str(error), fix="`bernini prepare --help` lists the options") from error
     prepare(**vars(options))
     return 0
-
-
-def _underscored(arg: str) -> str:
-    name, equals, value = arg.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg

@@ -11,6 +11,7 @@ from datamodules.loading import Clips, Loader
 from datamodules.mixing import Mix, SourceConfig
 from datamodules.order import Mixed, Shuffled, eval_requests
 from datamodules.resuming import OrderedDataModule
+from datamodules.storage import StorageConfig
 
 Split = Literal["train", "val", "test", "predict"]
 Folders = str | list[str] | dict[str, SourceConfig] | None
@@ -42,6 +43,7 @@ class VideoDataModule(OrderedDataModule):
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
         vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
             planner's own; null leaves that to the training process.
+        storage: How folders behind URLs are reached, and kept on this machine.
 
     Raises:
         ConfigError: A number is out of range.
@@ -64,6 +66,7 @@ class VideoDataModule(OrderedDataModule):
         max_frames: int | None = None,
         max_edge: int | None = None,
         vision: VisionConfig | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
         super().__init__(workers, start_method)
         if min(batch_size, eval_batch_size, shuffle_shards) < 1 or workers < 0 or seed < 0:
@@ -75,6 +78,7 @@ class VideoDataModule(OrderedDataModule):
         self.tasks, self.max_samples, self.shuffle_shards = tasks, max_samples, shuffle_shards
         self.max_frames, self.max_edge, self.vision = max_frames, max_edge, vision
         self.mix = Mix({name: source.weight for name, source in _by_name(train).items()})
+        self.storage = storage
         self._clips: dict[Split, Clips] = {}
 
     def setup(self, stage: str) -> None:
@@ -99,6 +103,7 @@ class VideoDataModule(OrderedDataModule):
             max_frames=self.max_frames,
             max_edge=self.max_edge,
             vision=self.vision,
+            storage=self.storage,
         )
 
     def identity(self) -> dict[str, Any]:

@@ -92,3 +92,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from factories import make_shards
 
     return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of the long tests is run."""
+    parser.addoption("--reads", type=int, default=400, help="reads from a faulty server; 10000 is the full count")

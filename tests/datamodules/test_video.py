@@ -3,8 +3,10 @@ from typing import Any
 import pytest
 from recording import Recorder, keys_in, make_shards, make_trainer, read_rows, samples
 
-from bernini.errors import ConfigError, DataError
+from bernini.errors import BadSample, ConfigError, DataError
 from datamodules import VideoDataModule
+from datamodules.index import INDEX
+from datamodules.scanning import index_folder
 from datamodules.shards import write_shards
 
 SIZE = 23
@@ -106,5 +108,12 @@ def test_a_bad_sample_is_one_clear_error_also_from_a_worker(tmp_path, workers):
     assert len(list(data.predict_dataloader())) == 1, "predicting needs no target"
     shard = tmp_path / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b'"inputs"', b'"putins"'))
-    with pytest.raises(DataError, match="not in the released format: KeyError"):
+    with pytest.raises(BadSample, match="not those that were indexed") as damaged:
+        list(data.predict_dataloader())
+    assert (damaged.value.shard, damaged.value.key, damaged.value.member) == (str(shard), bad.key, "json")
+    (tmp_path / INDEX).unlink()
+    index_folder(tmp_path)
+    data = VideoDataModule(predict=str(tmp_path), workers=workers)
+    data.setup("predict")
+    with pytest.raises(BadSample, match="not in the released format: KeyError"):
         list(data.predict_dataloader())

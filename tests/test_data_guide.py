@@ -1,0 +1,93 @@
+"""The commands and the mix of docs/data.md as they are written there, with something tiny in the place of weights."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from factories import make_config, make_shards, write_config
+from file_servers import file_server
+from test_configs import BASE, tiny
+from webdataset import TarWriter
+
+from bernini.cli import main
+from bernini.lightning_cli import run_lightning
+from bernini.media import encode_image, encode_video
+from datamodules.index import MAX_SIZES
+from datamodules.mixing import SourceConfig
+from datamodules.storage import REMOTE, StorageConfig
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "data.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
+LINES = [line.partition("  #")[0] for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("bernini ")]
+FITS = [words for words in COMMANDS if words[:3] == ["fit", "-c", str(BASE.relative_to(ROOT))]]
+(INDEX,) = [words for words in COMMANDS if words[:2] == ["data", "index"]]
+(URL,) = [words for words in COMMANDS if "https://example.org/shards" in words]
+
+
+def test_every_command_is_run_here() -> None:
+    assert len(FITS) >= 4 and [words for words in COMMANDS if words not in FITS] == [INDEX, URL]
+
+
+@pytest.mark.parametrize("words", FITS, ids=" ".join)
+def test_command_is_built(words: list[str], wan: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = words[:-2] if words[-2:] == ["--ckpt_path", "auto"] else words
+    small = [word for word in tiny(BASE, wan, shards) if not word.startswith("--data.train")]
+    cli = run_lightning([*words[1:], *small], run=False)
+    if any("mix_" in word for word in words):
+        weights = {name: source.weight for name, source in cli.datamodule.folders["train"].items()}
+        assert weights["video_pairs"] == {0: 11, 1000000: 0}
+        assert weights["t2i"] == (20 if "--data.train.t2i.weight" in words else 31)
+
+
+def test_mix_is_a_configuration(wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mix,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    (tmp_path / "mix.yaml").write_text(mix)
+    monkeypatch.chdir(ROOT)
+    small = [word for word in tiny(BASE, wan, shards) if not word.startswith("--data.train")]
+    cli = run_lightning(["-c", str(BASE), "-c", str(tmp_path / "mix.yaml"), *small], run=False)
+    given = yaml.safe_load(mix)["data"]["init_args"]["train"]
+    assert cli.datamodule.folders["train"] == {name: SourceConfig(**source) for name, source in given.items()}
+
+
+def test_index_prints_what_the_guide_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tars").mkdir()
+    clip = encode_video(torch.zeros(3, 5, 32, 32).byte(), 8.0)
+    mask = encode_image(torch.zeros(3, 1, 8, 8).byte())
+    for shard in range(2):
+        with TarWriter(f"tars/{shard}.tar", encoder=False) as tar:
+            for number in range(3):
+                sample = {"mp4": clip, "json": b"{}", "mask.jpg": mask, "txt": b"x" * (5000 * (number < 2) + 1)}
+                if (shard, number) == (1, 2):
+                    del sample["txt"]
+                tar.write({"__key__": f"{shard}{number}", **sample})
+    assert main(INDEX) == 0
+    shown = re.search(r"```\n(\d+ samples in.+?)```", GUIDE, re.S)
+    assert shown
+    without = [re.sub("fingerprint .*", "", text) for text in (capsys.readouterr().out, shown[1])]
+    assert without[0] == without[1]
+
+
+def test_fit_reads_from_a_url(wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "served")
+    monkeypatch.chdir(tmp_path)
+    config = make_config(wan, Path("none"), tmp_path / "run")
+    with file_server(tmp_path / "served") as server:
+        given = list(URL)
+        given[given.index("-c") + 1] = write_config(tmp_path / "config.yaml", config)
+        given[given.index("--data.train") + 1] = server.url
+        more = ["--data.val", server.url, "--data.storage.allow_addresses", "[127.0.0.1]"]
+        assert main([*given, *more]) == 0
+    assert list(Path("cache").glob("??/*"))
+
+
+def test_the_guide_names_every_option_scheme_and_suffix() -> None:
+    options, schemes = StorageConfig.__dataclass_fields__, [f"{scheme}://" for scheme in REMOTE]
+    for name in (*(f"`{name}`" for name in options), *schemes, *MAX_SIZES):
+        assert name in GUIDE, name
