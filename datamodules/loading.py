@@ -12,6 +12,7 @@ from bernini.conversation import Batch
 from bernini.errors import BerniniError, ConfigError
 from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
+from datamodules.buckets import Bounds
 from datamodules.order import Request
 from datamodules.shards import Shards
 
@@ -24,8 +25,7 @@ class Clips(Dataset[Batch]):
         tasks: Tasks to keep; ``None`` keeps all.
         limit: Most samples; the first ones are kept.
         targets: Whether every sample must have a target.
-        max_frames: Most frames of a raw clip.
-        max_edge: Longest edge of raw frames in pixels.
+        bounds: What is taken of raw images and clips.
         vision: Make what a planner with these numbers sees, too; null for nothing.
 
     Raises:
@@ -39,8 +39,7 @@ class Clips(Dataset[Batch]):
         tasks: Sequence[str] | None,
         limit: int | None,
         targets: bool,
-        max_frames: int | None,
-        max_edge: int | None,
+        bounds: Bounds,
         vision: VisionConfig | None = None,
     ) -> None:
         self.shards = [Shards(folder) for folder in folders]
@@ -52,7 +51,7 @@ class Clips(Dataset[Batch]):
             raise ConfigError(
                 f"no sample of task {missing[0]}", where=", ".join(folders), why=f"the shards hold {', '.join(here)}"
             )
-        self.targets, self.max_frames, self.max_edge, self.vision = targets, max_frames, max_edge, vision
+        self.targets, self.bounds, self.vision = targets, bounds, vision
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,7 +60,7 @@ class Clips(Dataset[Batch]):
         batch = Batch([], request.cursor)
         for position, number in enumerate(request.samples):
             shards, at, _ = self.samples[number]
-            sample = shards.read(at, max_frames=self.max_frames, max_edge=self.max_edge)
+            sample = shards.read(at, self.bounds)
             if position >= len(request.samples) - request.padding:
                 sample.info = {**sample.info, "padding": True}
             if self.vision:

@@ -17,7 +17,8 @@ from typing import Any
 from bernini.conversation import Conversation
 from bernini.errors import ConfigError, DataError
 from bernini.files import replacing
-from datamodules.records import ROW, decode, encode, parse_row
+from datamodules.buckets import Bounds
+from datamodules.records import ROW, WHOLE, decode, encode, parse_row
 
 KEY = re.compile(r"[a-z0-9_-]{1,64}")
 SUFFIXES = frozenset({"json", "txt", "mp4", "png", "jpg", "safetensors"})
@@ -163,11 +164,11 @@ class Shards:
                     raise DataError("the shard is cut short", where=f"{self._where(entry)}.{suffix}", fix=_AGAIN)
         return members
 
-    def read(self, number: int, *, max_frames: int | None = None, max_edge: int | None = None) -> Conversation:
+    def read(self, number: int, bounds: Bounds = WHOLE) -> Conversation:
         """Decode a sample; see `datamodules.records.decode`."""
         entry = self.entries[number]
         where = self._where(entry)
-        return decode(self.members(number), key=entry.key, where=where, max_frames=max_frames, max_edge=max_edge)
+        return decode(self.members(number), key=entry.key, where=where, bounds=bounds)
 
     def _where(self, entry: Entry) -> str:
         return f"{self.folder / entry.shard}:{entry.key}"

@@ -6,9 +6,11 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
+from datamodules.buckets import Bounds
 from datamodules.loading import Clips, Loader
 from datamodules.order import Request, eval_requests, mixture, permutation, settled, train_requests
 from datamodules.resuming import OrderedDataModule
@@ -40,6 +42,8 @@ class VideoDataModule(OrderedDataModule):
         max_samples: Most validation, test and prediction samples; the first ones are kept.
         max_frames: Most frames of a raw clip; a longer one loses its end.
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
+        max_area: Most pixels of a raw frame, as 399360 for 480p; larger ones are resized, too.
+        limits: What a raw file may cost before it is resized; null takes the defaults.
         vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
             planner's own; null leaves that to the training process.
 
@@ -63,6 +67,8 @@ class VideoDataModule(OrderedDataModule):
         max_samples: int | None = None,
         max_frames: int | None = None,
         max_edge: int | None = None,
+        max_area: int | None = None,
+        limits: Limits | None = None,
         vision: VisionConfig | None = None,
     ) -> None:
         super().__init__(workers, start_method)
@@ -74,7 +80,7 @@ class VideoDataModule(OrderedDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.tasks, self.max_samples = tasks, max_samples
         self.weights = weights and {get_task(name).name: weight for name, weight in weights.items()}
-        self.max_frames, self.max_edge, self.vision = max_frames, max_edge, vision
+        self.bounds, self.vision = Bounds(max_frames, max_edge, max_area, limits or Limits()), vision
         self._resumed: dict[str, Any] | None = None
         self._clips: dict[Split, Clips] = {}
 
@@ -99,8 +105,7 @@ class VideoDataModule(OrderedDataModule):
             tasks,
             limit=None if training else self.max_samples,
             targets=split != "predict",
-            max_frames=self.max_frames,
-            max_edge=self.max_edge,
+            bounds=self.bounds,
             vision=self.vision,
         )
 
