@@ -30,6 +30,10 @@ _FASTEST = 60.0  # frames per second of a clip without a constant rate
 _AGAIN = "encode the clip again, as H.264 in an MP4"
 
 
+class OutOfMemory(DataError):
+    """A file that takes more memory to decode than it may."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much a file from a source that is not trusted may cost.
@@ -93,9 +97,8 @@ def decode_video(
         DataError: The file is missing, damaged, of a kind that is not decoded or beyond a limit.
     """
     source, suffix = open_source(file, where)
-    with source:
-        probed = probe(source, suffix, limits, where)
-        return probed, decode(source, suffix, probed, pick(probed), limits, where, np.empty)
+    with source, open_video(source, suffix, where, limits) as video:
+        return video.probed, video.decode(pick(video.probed))
 
 
 def open_source(file: str | Path | bytes, where: str) -> tuple[BinaryIO, str]:
@@ -115,82 +118,63 @@ def open_source(file: str | Path | bytes, where: str) -> tuple[BinaryIO, str]:
     return path.open("rb"), path.suffix.lower()
 
 
-def probe(source: BinaryIO, suffix: str, limits: Limits | None, where: str) -> Probe:
-    """Count the frames of a file without decoding any.
+class Video:
+    """A video file that is open, and what it holds.
 
-    Raises:
-        DataError: The file is cut short, has no video or no frame, is of a kind that is not decoded, or is beyond a
-            limit.
+    Attributes:
+        probed: What it holds.
     """
-    with _open(source, suffix, limits, where) as (container, stream):
+
+    def __init__(self, container: "InputContainer", stream: "VideoStream", where: str, limits: Limits | None) -> None:
+        self._container, self._stream, self._where, self._limits = container, stream, where, limits
+        self._first = 0
+        self.probed = self._probe()
+
+    def _probe(self) -> Probe:
+        """Count the frames without decoding any."""
+        stream, limits, where = self._stream, self._limits, self._where
         times: list[int | None] = []
-        for packet in container.demux(stream):
-            if not _is_frame(packet, where):
-                continue
-            times.append(packet.pts)
-            if limits and len(times) > limits.frames:
-                raise DataError(f"the clip has over {limits.frames} frames", where=where, fix="raise `limits.frames`")
+        for number, packet in enumerate(self._container.demux(stream)):
+            if number == 0:
+                self._first = next((time for time in (packet.dts, packet.pts) if time is not None), 0)
+            if _is_frame(packet, where):
+                times.append(packet.pts)
+                if limits and len(times) > limits.frames:
+                    what = f"the clip has over {limits.frames} frames"
+                    raise DataError(what, where=where, fix="cut it, or raise `limits.frames`")
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if fps <= 0 or not times:
             raise DataError("the clip has no frames or no frame rate", where=where, fix=_AGAIN)
         probed = Probe(stream.height, stream.width, len(times), fps)
-        if None not in times and stream.time_base:
-            seconds = np.sort(np.asarray(times, dtype=np.float64)) * float(stream.time_base)
-            if limits and seconds[-1] - seconds[0] > limits.seconds:
-                raise DataError(
-                    f"the clip lasts {seconds[-1] - seconds[0]:.0f} seconds", where=where,
-                    why=f"the limit is {limits.seconds:g}", fix="cut it, or raise `limits.seconds`",
-                )  # fmt: skip
-            probed = _at_constant_rate(probed, seconds - seconds[0])
-    if limits and probed.frames > limits.frames:
-        raise DataError(f"the clip has {probed.frames} frames", where=where, why=f"the limit is {limits.frames}")
-    return probed
+        if None in times or not stream.time_base:
+            return probed
+        seconds = np.sort(np.asarray(times, dtype=np.float64)) * float(stream.time_base)
+        seconds -= seconds[0]
+        if limits and seconds[-1] > limits.seconds:
+            what, why = f"the clip lasts {seconds[-1]:.0f} seconds", f"the limit is {limits.seconds:g}"
+            raise DataError(what, where=where, why=why, fix="cut it, or raise `limits.seconds`")
+        return _at_constant_rate(probed, seconds)
 
+    def decode(self, picked: Sequence[int], allocate: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
+        """Decode frames, from the start of the file, stopping at the first error.
 
-def _at_constant_rate(probed: Probe, seconds: np.ndarray) -> Probe:
-    """Number the frames by time where they do not come at a constant rate: ``seconds``, ascending from 0."""
-    steps = np.diff(seconds)
-    even = np.arange(len(seconds)) * (steps.mean() if len(steps) else 0.0)
-    if not len(steps) or steps.min() <= 0 or np.abs(seconds - even).max() <= steps.mean() / 2:
-        return probed
-    fps = max(probed.fps, min(_FASTEST, 1 / steps.min()))
-    frames = round((seconds[-1] + 1 / fps) * fps)
-    stored = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, np.arange(frames) / fps, side="right")
-    return Probe(probed.height, probed.width, frames, fps, stored.tolist())
+        Args:
+            picked: Frames to keep, ascending; one that is picked twice is decoded once.
+            allocate: Called once with the shape, after it was checked, and ``uint8``.
 
+        Returns:
+            ``[T, H, W, 3]`` uint8, turned upright as the file says.
 
-def decode(
-    source: BinaryIO,
-    suffix: str,
-    probed: Probe,
-    picked: Sequence[int],
-    limits: Limits | None,
-    where: str,
-    allocate: Callable[..., np.ndarray],
-) -> np.ndarray:
-    """Decode frames of a file, from its start, stopping at the first error.
-
-    Args:
-        source: The file.
-        suffix: Its suffix.
-        probed: What `probe` found.
-        picked: Frames to keep, ascending; one that is picked twice is decoded once.
-        limits: What it may cost.
-        where: What to call the file in an error.
-        allocate: Called once with the shape, after it was checked, and ``uint8``.
-
-    Returns:
-        ``[T, H, W, 3]`` uint8, turned upright as the file says.
-
-    Raises:
-        DataError: The file is damaged, or its frames are not what it said.
-    """
-    numbers = picked if probed.stored is None else [probed.stored[number] for number in picked]
-    _check_decoded(len(numbers), probed.height, probed.width, limits, where)
-    pixels: np.ndarray | None = None
-    done = 0
-    with _open(source, suffix, limits, where) as (container, stream):
-        for number, frame in enumerate(container.decode(stream)):
+        Raises:
+            DataError: The file is damaged, its frames are not what it said, or they are beyond a limit.
+        """
+        stored, where = self.probed.stored, self._where
+        numbers = picked if stored is None else [stored[number] for number in picked]
+        _check_decoded(len(numbers), self.probed.height, self.probed.width, self._limits, where)
+        pixels: np.ndarray | None = None
+        done = 0
+        self._container.seek(self._first, stream=self._stream)
+        for number, frame in enumerate(self._container.decode(self._stream)):
             if number != numbers[done]:
                 continue
             if frame.rotation % 90:
@@ -198,7 +182,7 @@ def decode(
             upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
             if pixels is None:
                 height, width, _ = upright.shape
-                _check_decoded(len(numbers), height, width, limits, where)
+                _check_decoded(len(numbers), height, width, self._limits, where)
                 pixels = allocate((len(numbers), height, width, 3), np.uint8)
             if upright.shape != pixels.shape[1:]:
                 raise DataError("the frame size changes inside the clip", where=where, fix=_AGAIN)
@@ -207,15 +191,25 @@ def decode(
                 done += 1
             if done == len(numbers):
                 break
-    if pixels is None or done < len(numbers):
-        raise DataError(f"the clip ends at frame {done} of {len(numbers)}", where=where, fix=_AGAIN)
-    return pixels
+        if pixels is None or done < len(numbers):
+            raise DataError(f"the clip ends at frame {done} of {len(numbers)}", where=where, fix=_AGAIN)
+        return pixels
 
 
 @contextmanager
-def _open(
-    source: BinaryIO, suffix: str, limits: Limits | None, where: str
-) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def open_video(source: BinaryIO, suffix: str, where: str, limits: Limits | None = None) -> Iterator[Video]:
+    """Open a file for decoding; what PyAV raises in the context becomes a `DataError`.
+
+    Args:
+        source: The file.
+        suffix: Its suffix.
+        where: What to call the file in an error.
+        limits: What it may cost; null for a file that is trusted.
+
+    Raises:
+        DataError: The file is cut short, damaged, has no video or no frame, is of a kind that is not decoded, or is
+            beyond a limit.
+    """
     import av
 
     demuxer, kind = _DEMUXERS[suffix]
@@ -240,13 +234,26 @@ def _open(
             most = limits.pixels if limits else MAX_EDGE**2
             # `explode`: else damaged blocks are painted over silently. `max_pixels`: a frame may tell another size.
             stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(most)}
-            yield container, stream
+            yield Video(container, stream, where, limits)
     except (av.FFmpegError, MemoryError) as error:
-        what, why = getattr(error, "strerror", None), "it is damaged, cut short, or not a clip at all"
-        if isinstance(error, MemoryError) or error.errno in (errno.ENOMEM, errno.EAGAIN):
-            what, why = "out of memory", "it takes more than `limits.memory`, or than the machine has"
         fix = "play it, encode it again, or leave the sample out"
-        raise DataError(f"the clip cannot be decoded: {what}", where=where, why=why, fix=fix) from error
+        if isinstance(error, MemoryError) or error.errno in (errno.ENOMEM, errno.EAGAIN):
+            why = "it takes more than `limits.memory`, or than the machine has"
+            raise OutOfMemory("the clip cannot be decoded: out of memory", where=where, why=why, fix=fix) from error
+        what, why = f"the clip cannot be decoded: {error.strerror}", "it is damaged, cut short, or not a clip at all"
+        raise DataError(what, where=where, why=why, fix=fix) from error
+
+
+def _at_constant_rate(probed: Probe, seconds: np.ndarray) -> Probe:
+    """Number the frames by time where they do not come at a constant rate: ``seconds``, ascending from 0."""
+    steps = np.diff(seconds)
+    even = np.arange(len(seconds)) * (steps.mean() if len(steps) else 0.0)
+    if not len(steps) or steps.min() <= 0 or np.abs(seconds - even).max() <= steps.mean() / 2:
+        return probed
+    fps = max(probed.fps, min(_FASTEST, 1 / steps.min()))
+    frames = round((seconds[-1] + 1 / fps) * fps)
+    stored = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, np.arange(frames) / fps, side="right")
+    return Probe(probed.height, probed.width, frames, fps, stored.tolist())
 
 
 def _check_beginning(source: BinaryIO, kind: str, where: str) -> None:

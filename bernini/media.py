@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bernini.conversation import Media
-from bernini.decoding import Decode, Limits, Probe, check_size, decode_video, open_source, probe
+from bernini.decoding import Decode, Limits, Probe, check_size, decode_video, open_source, open_video
 from bernini.errors import ConfigError, DataError
 from bernini.files import replacing
 
@@ -161,8 +161,8 @@ def probe_video(file: str | Path | bytes, *, where: str = "") -> dict[str, float
     """
     where = where or ("" if isinstance(file, bytes) else str(file))
     source, suffix = open_source(file, where)
-    with source:
-        probed = probe(source, suffix, None, where)
+    with source, open_video(source, suffix, where) as video:
+        probed = video.probed
     return {"height": probed.height, "width": probed.width, "frames": probed.frames, "fps": probed.fps}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bernini.decoding import Limits, decode, probe
+from bernini.decoding import Limits, OutOfMemory, open_video
 from bernini.errors import DataError
 
 MAX_MESSAGE = 1 << 24  # bytes
@@ -56,8 +56,8 @@ def receive(source: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return message, list(files)
 
 
-def buffer(size: int) -> int:
-    """An open file in memory, of ``size`` bytes."""
+def memory_file(size: int) -> int:
+    """An open file in memory, of ``size`` bytes, which take memory once they are written."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("frames")
     else:
@@ -67,29 +67,29 @@ def buffer(size: int) -> int:
     return file
 
 
-def _serve(parent: socket.socket) -> None:
-    """Answer one request: what the file holds, then the frames that are picked from it."""
+def _serve(parent: socket.socket, buffers: dict[int, mmap.mmap]) -> None:
+    """Answer one request: what the file holds, then the frames that are picked from it, in a buffer of the parent's."""
     request, (file,) = receive(parent)
     limits, where = Limits(**request["limits"]), request["where"]
-    frames: list[int] = []
-
-    def allocate(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        size = int(np.prod(shape))
-        frames.append(buffer(size))
-        return np.frombuffer(mmap.mmap(frames[0], size), dtype).reshape(shape)
-
     try:
-        with os.fdopen(file, "rb") as source:
-            probed = probe(source, request["suffix"], limits, where)
-            send(parent, {"probe": asdict(probed)})
-            picked, _ = receive(parent)
-            shape = decode(source, request["suffix"], probed, picked["frames"], limits, where, allocate).shape
-        send(parent, {"shape": shape}, *frames)
+        with os.fdopen(file, "rb") as source, open_video(source, request["suffix"], where, limits) as video:
+            send(parent, {"probe": asdict(video.probed)})
+            picked, new = receive(parent)
+            for number in picked["dropped"]:
+                buffers.pop(number, None)
+            for file in new:
+                buffers[picked["buffer"]] = mmap.mmap(file, 0)
+                os.close(file)
+            buffer = buffers[picked["buffer"]]
+
+            def allocate(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+                return np.frombuffer(buffer, dtype, int(np.prod(shape))).reshape(shape)
+
+            shape = video.decode(picked["frames"], allocate).shape
+        send(parent, {"shape": shape})
     except DataError as error:
-        send(parent, {"error": {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}})
-    finally:
-        for number in frames:
-            os.close(number)
+        told = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
+        send(parent, {"error": told, "full": isinstance(error, OutOfMemory)})
 
 
 def main(file: int, memory: int) -> None:
@@ -107,9 +107,10 @@ def main(file: int, memory: int) -> None:
             memory += int(pages.read().split()[5]) * mmap.PAGESIZE
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     with socket.socket(fileno=file) as parent:
+        buffers: dict[int, mmap.mmap] = {}
         send(parent, {"ready": True})
         while True:
             try:
-                _serve(parent)
+                _serve(parent, buffers)
             except (EOFError, ConnectionError):
                 return

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bernini.decoding import Limits, decode, decode_video, probe
+from bernini.decoding import Limits, decode_video, open_video
 from bernini.errors import DataError
 from bernini.media import read_video
 from datamodules.decoder import Decoder, decoder
@@ -78,10 +78,9 @@ def test_hostile_files_are_refused_before_anything_is_decoded(child):
     count, started = 0, child.started
     for name, data in hostile.files():
         count += 1
-        with pytest.raises(DataError) as error:
-            source = BytesIO(data)
-            probed = probe(source, ".mp4", child.limits, name)
-            decode(source, ".mp4", probed, range(probed.frames), child.limits, name, pytest.fail)
+        with pytest.raises(DataError) as error:  # noqa: SIM117
+            with open_video(BytesIO(data), ".mp4", name, child.limits) as video:
+                video.decode(range(video.probed.frames), pytest.fail)
         with pytest.raises(DataError) as theirs:
             read_video(data, decode=child, where=name)
         assert error.value.where == theirs.value.where == name
@@ -140,9 +139,9 @@ def test_a_process_that_hangs_or_dies_is_replaced_and_the_file_named():
 
 
 def test_memory_is_capped():
-    child = Decoder(Limits(memory=64 << 20))
+    child = Decoder(Limits(memory=96 << 20))
     with pytest.raises(DataError, match="cannot be decoded: out of memory"):
-        read_video(hostile.repeated(9, (4096, 4096)), decode=child, where="a.mp4")
+        read_video(hostile.repeated(9, (5120, 5120)), decode=child, where="a.mp4")
     assert read_video(hostile.clip(), decode=child).pixels.shape == (3, 5, 48, 64)
     child.close()
 
