@@ -244,7 +244,7 @@ def read_image(file: str | Path | bytes, *, where: str = "", limits: Limits | No
         DataError: The file is missing, damaged or beyond a limit.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = where or ("" if isinstance(file, bytes) else str(file))
     if not isinstance(file, bytes) and not Path(file).is_file():
@@ -255,7 +255,8 @@ def read_image(file: str | Path | bytes, *, where: str = "", limits: Limits | No
             upright = ImageOps.exif_transpose(image).convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise DataError(f"the image cannot be read: {error}", where=where, fix="save it again as PNG") from error
+        why = "it is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"the image cannot be read: {why}", where=where, fix="save it again as PNG") from error
     pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
     source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
     return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)

@@ -3,18 +3,23 @@
 Lightning is not imported here, which makes workers start twice as fast.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from bernini.conversation import Batch
-from bernini.errors import BerniniError, ConfigError
+from bernini.conversation import Batch, Conversation
+from bernini.errors import BerniniError, ConfigError, DataError
 from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
 from datamodules.buckets import Bounds
-from datamodules.order import Request
+from datamodules.order import Request, permutation
 from datamodules.shards import Shards
+
+BAD_SAMPLES = "bad_samples.jsonl"
+MOST_IN_A_ROW = 100
 
 
 class Clips(Dataset[Batch]):
@@ -27,6 +32,7 @@ class Clips(Dataset[Batch]):
         targets: Whether every sample must have a target.
         bounds: What is taken of raw images and clips.
         vision: Make what a planner with these numbers sees, too; null for nothing.
+        seed: Seed of the order in which other samples take the place of bad ones; null has their errors raised.
 
     Raises:
         ConfigError: A folder holds no shards, or a task is unknown or has no sample.
@@ -41,17 +47,19 @@ class Clips(Dataset[Batch]):
         targets: bool,
         bounds: Bounds,
         vision: VisionConfig | None = None,
+        seed: int | None = None,
     ) -> None:
         self.shards = [Shards(folder) for folder in folders]
         kept = None if tasks is None else {get_task(name).name for name in tasks}
         every = [(s, n, get_task(e.task).name) for s in self.shards for n, e in enumerate(s.entries)]
         self.samples = [(s, n, task) for s, n, task in every if kept is None or task in kept][:limit]
+        self._alike: dict[str, np.ndarray] = {}
         here = sorted({task for *_, task in every})
         if missing := sorted((kept or set()) - set(here)):
             raise ConfigError(
                 f"no sample of task {missing[0]}", where=", ".join(folders), why=f"the shards hold {', '.join(here)}"
             )
-        self.targets, self.bounds, self.vision = targets, bounds, vision
+        self.targets, self.bounds, self.vision, self.seed = targets, bounds, vision, seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,14 +67,63 @@ class Clips(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         batch = Batch([], request.cursor)
         for position, number in enumerate(request.samples):
-            shards, at, _ = self.samples[number]
-            sample = shards.read(at, self.bounds)
+            sample = self._read(number) if self.seed is None else self._good(number, batch)
             if position >= len(request.samples) - request.padding:
                 sample.info = {**sample.info, "padding": True}
-            if self.vision:
-                add_visuals(sample, self.vision)
-            batch.samples.append(sample.check(targets=self.targets))
+            batch.samples.append(sample)
         return batch
+
+    def _read(self, number: int) -> Conversation:
+        shards, at, _ = self.samples[number]
+        sample = shards.read(at, self.bounds)
+        if self.vision:
+            add_visuals(sample, self.vision)
+        return sample.check(targets=self.targets)
+
+    def _good(self, number: int, batch: Batch) -> Conversation:
+        """The sample or, if it is bad, the first good one of `reserves`."""
+        epoch, tried = batch.cursor["epoch"], number
+        others = self._reserves(number, epoch)
+        bad: list[dict[str, Any]] = []
+        while True:
+            try:
+                sample = self._read(tried)
+            except DataError as error:
+                bad.append(self._row(tried, error) | {"epoch": epoch})
+                if len(bad) == MOST_IN_A_ROW:
+                    why = f"the first: {bad[0]['shard']}:{bad[0]['key']}, {bad[0]['reason']}"
+                    what = f"{MOST_IN_A_ROW} bad samples in a row, the last one here"
+                    raise DataError(what, where=error.where, why=why, fix="prepare the shards again") from error
+                if (following := next(others, None)) is None:
+                    raise
+                tried = following
+            else:
+                batch.bad += [row | {"replaced_by": sample.key} for row in bad]
+                return sample
+
+    def _reserves(self, number: int, epoch: int) -> Iterator[int]:
+        """Samples of the same task in the order in which they take its place: one of (seed, epoch, sample) alone."""
+        assert self.seed is not None
+        task = self.samples[number][2]
+        if task not in self._alike:
+            self._alike[task] = np.flatnonzero([task == other for *_, other in self.samples])
+        alike = self._alike[task]
+        for at in permutation(self.seed, epoch, len(alike), number):
+            if alike[at] != number:
+                yield int(alike[at])
+
+    def _row(self, number: int, error: DataError) -> dict[str, Any]:
+        shards, at, _ = self.samples[number]
+        entry = shards.entries[at]
+        found = [name for name in entry.members if error.where.endswith(f"{entry.key}.{name}")]
+        return {
+            "shard": str(shards.folder / entry.shard),
+            "key": entry.key,
+            "member": found[0] if found else None,
+            "offset": entry.members[found[0]][0] if found else None,
+            "reason": re.sub(r"\d+", "N", error.what),  # reasons are counted
+            "why": error.why,
+        }
 
 
 class ErrorsAsValues(Dataset[Any]):

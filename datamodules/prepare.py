@@ -19,7 +19,7 @@ from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
 from datamodules.buckets import Bounds
 from datamodules.decoder import decoder
-from datamodules.loading import ErrorsAsValues
+from datamodules.loading import BAD_SAMPLES, ErrorsAsValues
 from datamodules.shards import Shards, write_shards
 from datamodules.sources import CLIP_OPTIONS, Source, find_sources
 
@@ -34,7 +34,6 @@ FLAGS: dict[str | int, str] = {
     "no_targets": "leave targets out, as for prediction; a plain NAME.mp4 is then a source",
     "skip_bad": "leave bad samples out and list them in bad_samples.jsonl",
 }
-BAD_SAMPLES = "bad_samples.jsonl"
 TEXT_FEATURES = "text_features.safetensors"
 TOY_BATCH = 8
 

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
+from datamodules.bad_samples import WatchBadSamples
 from datamodules.buckets import Bounds
 from datamodules.loading import Clips, Loader
 from datamodules.order import Request, eval_requests, mixture, permutation, settled, train_requests
@@ -44,6 +46,8 @@ class VideoDataModule(OrderedDataModule):
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
         max_area: Most pixels of a raw frame, as 399360 for 480p; larger ones are resized, too.
         limits: What a raw file may cost before it is resized; null takes the defaults.
+        max_bad_share: Largest share of training samples that may be bad, and replaced by others of their task, before
+            the run stops; ten are always borne.
         vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
             planner's own; null leaves that to the training process.
 
@@ -69,6 +73,7 @@ class VideoDataModule(OrderedDataModule):
         max_edge: int | None = None,
         max_area: int | None = None,
         limits: Limits | None = None,
+        max_bad_share: float = 0.001,
         vision: VisionConfig | None = None,
     ) -> None:
         super().__init__(workers, start_method)
@@ -81,12 +86,16 @@ class VideoDataModule(OrderedDataModule):
         self.tasks, self.max_samples = tasks, max_samples
         self.weights = weights and {get_task(name).name: weight for name, weight in weights.items()}
         self.bounds, self.vision = Bounds(max_frames, max_edge, max_area, limits or Limits()), vision
+        self.max_bad_share = max_bad_share
         self._resumed: dict[str, Any] | None = None
         self._clips: dict[Split, Clips] = {}
 
     def setup(self, stage: str) -> None:
         """Open the shards of ``fit``, ``validate``, ``test`` or ``predict``."""
         super().setup(stage)
+        callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
+        if stage == "fit" and not any(isinstance(callback, WatchBadSamples) for callback in callbacks):
+            callbacks.append(WatchBadSamples(self.max_bad_share))
         splits: dict[str, Split] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
         self._open(splits[stage])
         if stage == "fit" and self.folders["val"]:
@@ -107,6 +116,7 @@ class VideoDataModule(OrderedDataModule):
             targets=split != "predict",
             bounds=self.bounds,
             vision=self.vision,
+            seed=self.seed if training else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
