@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,8 +39,9 @@ def test_buckets(frames, height, width, max_frames, max_area, max_edge):
         ideal = min(
             1.0, (max_area or 3000**2) ** 0.5 / (height * width) ** 0.5, (max_edge or 3000) / max(height, width)
         )
-        if min(height, width) * ideal > 64:
-            assert abs(h - height * ideal) <= 16 and abs(w - width * ideal) <= 16
+        if min(height, width) * ideal > 128:
+            assert abs(math.log(h / w * width / height)) <= 16 / min(h, w), "less than a step of the shorter edge"
+            assert h * w > 0.8 * height * width * ideal**2
 
 
 def test_the_area_limit_takes_the_root():
