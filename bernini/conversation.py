@@ -266,14 +266,16 @@ class Batch:
         samples: Conversations, of any tasks and sizes.
         cursor: In training, where the data order stands after this batch; elsewhere ``sample``, the number of its first
             sample. A few plain integers.
+        bad: A row for each sample that could not be read and has been replaced: where it lies, and why. Plain JSON.
     """
 
     samples: list[Conversation]
     cursor: dict[str, int] = field(default_factory=dict)
+    bad: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """A copy with every tensor on ``device``."""
-        return Batch([s.to(device, non_blocking) for s in self.samples], self.cursor)
+        return replace(self, samples=[s.to(device, non_blocking) for s in self.samples])

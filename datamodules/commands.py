@@ -5,17 +5,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.suggest import closest
 from datamodules.index import Index
 
 
-def index(folder: str, require: list[str] | None = None, allow_links: bool = False) -> Index:
+def index(
+    folder: str, require: list[str] | None = None, limits: Limits | None = None, allow_links: bool = False
+) -> Index:
     """Write the index of a folder of WebDataset tars, and check them on the way.
 
     Args:
         folder: Local folder with shards, of `bernini prepare` or of any other writer.
         require: Suffixes that every sample must have, as [mp4,txt].
+        limits: What a clip may cost; null takes the defaults.
         allow_links: Whether shards may be symbolic links.
 
     Returns:
@@ -27,7 +31,7 @@ def index(folder: str, require: list[str] | None = None, allow_links: bool = Fal
     """
     from datamodules.scanning import index_folder
 
-    made = index_folder(folder, require or (), allow_links=allow_links)
+    made = index_folder(folder, require or (), limits=limits, allow_links=allow_links)
     entries = [entry for shard in made.shards for entry in shard.entries]
     size = sum(shard.bytes for shard in made.shards) / 1e6
     print(f"{len(entries)} samples in {len(made.shards)} shards, {size:.1f} MB, fingerprint {made.fingerprint}")

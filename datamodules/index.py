@@ -44,8 +44,8 @@ class Video:
         codec: FFmpeg's name, such as ``h264``.
         width: Pixels as stored, before any rotation.
         height: Pixels as stored.
-        frames: Number of frames.
-        fps: Frames per second, on average.
+        frames: Number of frames at the rate ``fps``.
+        fps: Frames per second, as `bernini.decoding.Probe` has it.
     """
 
     codec: str

@@ -26,11 +26,13 @@ class Request:
         padding: How many of them, at the end, are repeats that only keep the ranks in step.
         cursor: In training, where the order stands after this batch: ``epoch`` and ``sample``, the global samples seen
             in it. Elsewhere ``sample``, the number of the batch's first sample.
+        epochs: In training, the epoch of each sample: a batch may span two.
     """
 
     samples: list[int]
     padding: int
     cursor: dict[str, int]
+    epochs: Sequence[int] = ()
 
 
 class Order(Protocol):
@@ -129,7 +131,8 @@ def train_requests(
         mine = range(start + rank * batch_size, start + (rank + 1) * batch_size)
         start += step
         epoch, sample = divmod(start, size)
-        yield Request([order[position] for position in mine], 0, {"epoch": epoch, "sample": sample})
+        cursor = {"epoch": epoch, "sample": sample}
+        yield Request([order[position] for position in mine], 0, cursor, [position // size for position in mine])
 
 
 def eval_requests(size: int, batch_size: int, rank: int, world: int) -> list[Request]:

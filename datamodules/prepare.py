@@ -12,12 +12,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bernini.conversation import Conversation, Media, Message
+from bernini.decoding import Limits
 from bernini.errors import BerniniError, ConfigError
-from bernini.media import fit, probe_video, read_image, read_video
+from bernini.media import fit, read_image, read_video
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
+from datamodules.buckets import Bounds
 from datamodules.commands import underscored
-from datamodules.loading import ErrorsAsValues
+from datamodules.decoder import decoder
+from datamodules.loading import BAD_SAMPLES, ErrorsAsValues
 from datamodules.shards import Shards, write_shards
 from datamodules.sources import CLIP_OPTIONS, Source, find_sources
 
@@ -32,7 +35,6 @@ FLAGS: dict[str | int, str] = {
     "no_targets": "leave targets out, as for prediction; a plain NAME.mp4 is then a source",
     "skip_bad": "leave bad samples out and list them in bad_samples.jsonl",
 }
-BAD_SAMPLES = "bad_samples.jsonl"
 TEXT_FEATURES = "text_features.safetensors"
 TOY_BATCH = 8
 
@@ -45,8 +47,7 @@ class Reader(Dataset[Conversation]):
         task: Task that goes before the samples' own.
         targets: Whether targets are required; if not, they are left out.
         fps: Frames per second of the clips; ``None`` keeps each file's.
-        max_frames: Most frames of a clip.
-        max_edge: Longest edge in pixels; ``None`` only rounds the edges to multiples of 16.
+        bounds: What is taken of them; without limits, edges are only rounded to multiples of 16.
         copy: Whether a file that is used as it is may be copied, in place of its decoded pixels.
     """
 
@@ -56,12 +57,11 @@ class Reader(Dataset[Conversation]):
         task: str | None,
         targets: bool,
         fps: float | None,
-        max_frames: int | None,
-        max_edge: int | None,
+        bounds: Bounds,
         copy: bool,
     ) -> None:
         self.sources, self.task, self.targets = sources, task, targets
-        self.fps, self.max_frames, self.max_edge, self.copy = fps, max_frames, max_edge, copy
+        self.fps, self.bounds, self.copy = fps, bounds, copy
 
     def __getitem__(self, number: int) -> Conversation:
         source = self.sources[number]
@@ -75,12 +75,15 @@ class Reader(Dataset[Conversation]):
         assert media.path is not None
         path, where = Path(media.path), f"{media.path} (sample {where})"
         if message.is_image:
-            read, whole = read_image(path, where=where), path.suffix.lower() in (".png", ".jpg", ".jpeg")
+            read = read_image(path, where=where, limits=self.bounds.limits)
+            whole = path.suffix.lower() in (".png", ".jpg", ".jpeg")
         else:
             known = {name: media.options[name] for name in CLIP_OPTIONS if media.options.get(name) is not None}
-            read = read_video(path, fps=self.fps, max_frames=self.max_frames, where=where, **known)
-            whole = path.suffix.lower() == ".mp4" and read.source["sampled"] == probe_video(path)["frames"]
-        fitted = fit(read, self.max_edge)
+            decode = decoder(self.bounds.limits)
+            known |= {"max_frames": self.bounds.max_frames, "decode": decode}
+            read = read_video(path, fps=self.fps, where=where, **known)
+            whole = path.suffix.lower() == ".mp4" and read.source["sampled"] == decode.probe(path, where).frames
+        fitted = fit(read, self.bounds.max_edge, max_area=self.bounds.max_area)
         fitted.options = media.options
         if self.copy and whole and fitted.pixels is read.pixels:  # as it was
             fitted.pixels = None
@@ -179,6 +182,8 @@ def prepare(
     fps: float | None = 16,
     max_frames: int | None = 81,
     max_edge: int | None = 480,
+    max_area: int | None = None,
+    limits: Limits | None = None,
     vae: str | None = None,
     text: str | None = None,
     planner: str | None = None,
@@ -202,6 +207,8 @@ def prepare(
         fps: Frames per second of the clips; null keeps each file's.
         max_frames: Most frames of a clip, 4k + 1; null for no limit.
         max_edge: Longest edge of the frames in pixels; null keeps sizes but for rounding to multiples of 16.
+        max_area: Most pixels of a frame, as 230400; larger frames keep their aspect ratio. Null for no limit.
+        limits: What a file may cost before it is resized; null takes the defaults.
         vae: Folder of a Wan VAE: store its latents in place of pixels.
         text: Folder with the text_encoder and tokenizer of Wan: store text features too.
         planner: Folder of a planner: store what its vision tower makes of images and clips, in place of their pixels.
@@ -229,12 +236,13 @@ def prepare(
     task = task and get_task(task).name
     sources = find_sources(input, targets=not no_targets)
     features = Featurizer(vae, text, DTYPES[dtype], torch.device(device), planner, vision)
-    reader = Reader(sources, task, not no_targets, fps, max_frames, max_edge, copy=not features.reads_pixels)
+    bounds = Bounds(max_frames, max_edge, max_area, limits or Limits())
+    reader = Reader(sources, task, not no_targets, fps, bounds, copy=not features.reads_pixels)
     loader = DataLoader(ErrorsAsValues(reader), sampler=range(len(sources)), batch_size=None, num_workers=workers)
     bad: list[tuple[Source, BerniniError]] = []
     samples = _good(sources, loader, features, bad if skip_bad else None)
     try:
-        shards = write_shards(samples, output, samples_per_shard=samples_per_shard, lossless=lossless)
+        shards = write_shards(samples, output, samples_per_shard=samples_per_shard, lossless=lossless, limits=limits)
     finally:
         _list_bad(Path(output) / BAD_SAMPLES, bad)
     features.write_table(Path(output) / TEXT_FEATURES, {entry.task for entry in shards.entries}, negative_prompt)

@@ -1,21 +1,23 @@
 """Making the index of a folder of tars, of which nothing is taken on trust.
 
-Only headers are followed and only regular files with known suffixes are read; nothing is extracted or unpickled.
+Only headers are followed and only regular files with known suffixes are read; nothing is extracted or unpickled, and
+clips are opened in a process that may die.
 """
 
 import hashlib
 import json
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
+from bernini.decoding import Limits, Probe
 from bernini.errors import ConfigError, DataError
 from bernini.files import write_text
-from bernini.media import probe_video, video_codec
+from datamodules.decoder import decoder
 from datamodules.index import (
     INDEX,
     KEY,
@@ -32,16 +34,20 @@ from datamodules.index import (
 from datamodules.records import ROW, TENSORS, parse_row
 from datamodules.storage import Local, StorageConfig
 
+Probing = Callable[[bytes, str], Probe]
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MEND = "write the shard again, as a plain tar with the members of each sample one after the other"
 
 
-def index_folder(folder: str | Path, require: Collection[str] = (), *, allow_links: bool = False) -> Index:
+def index_folder(
+    folder: str | Path, require: Collection[str] = (), *, limits: Limits | None = None, allow_links: bool = False
+) -> Index:
     """Write the index of a folder's shards.
 
     Args:
         folder: Local folder with ``*.tar``.
         require: Suffixes that every sample must have.
+        limits: What a clip may cost; null takes the defaults.
         allow_links: Whether shards may be symbolic links.
 
     Returns:
@@ -61,18 +67,20 @@ def index_folder(folder: str | Path, require: Collection[str] = (), *, allow_lin
             why="a new one would vouch for whatever has happened to the shards since",
             fix=f"delete {INDEX} if the shards are right",
         )  # fmt: skip
-    shards = [scan(local, name, require) for name in names]
+    probe = decoder(limits or Limits()).probe
+    shards = [scan(local, name, probe, require) for name in names]
     text = index_text(shards)
     write_text(local.root / INDEX, text)
     return parse_index(text, str(local.root / INDEX))
 
 
-def scan(local: Local, name: str, require: Collection[str] = ()) -> Shard:
+def scan(local: Local, name: str, probe: Probing, require: Collection[str] = ()) -> Shard:
     """What one shard holds: its headers are followed, every byte is hashed, clips are probed.
 
     Args:
         local: Its folder.
         name: Its file name.
+        probe: Says of the bytes of a clip, and of what to call it in an error, what it holds.
         require: Suffixes that every sample must have.
 
     Raises:
@@ -84,7 +92,7 @@ def scan(local: Local, name: str, require: Collection[str] = ()) -> Shard:
     with local.open(name) as file:
         _check_plain(file, where)
         samples = _follow(file, where)
-        entries = [_entry(file, name, key, members, where, require) for key, members in samples.items()]
+        entries = [_entry(file, name, key, members, where, probe, require) for key, members in samples.items()]
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return Shard(name, file.tell(), sha256, entries)
@@ -161,6 +169,7 @@ def _entry(
     key: str,
     found: dict[str, tarfile.TarInfo],
     where: str,
+    probe: Probing,
     require: Collection[str],
 ) -> Entry:
     where = f"{where}:{key}"
@@ -169,7 +178,7 @@ def _entry(
     for suffix, header in found.items():
         file.seek(header.offset_data)
         data = file.read(header.size)
-        video = _probe(data, f"{where}.{suffix}") if suffix.endswith("mp4") else None
+        video = _video(probe(data, f"{where}.{suffix}")) if suffix.endswith("mp4") else None
         members[suffix] = Member(header.offset_data, header.size, xxh3_128_hexdigest(data), video)
         if suffix == ROW:
             row = _row(data, where)
@@ -198,7 +207,5 @@ def _named(row: dict[str, Any]) -> Iterator[str]:
             yield TENSORS
 
 
-def _probe(data: bytes, where: str) -> Video:
-    found = probe_video(data, where=where)
-    width, height, frames = (int(found[name]) for name in ("width", "height", "frames"))
-    return Video(video_codec(data, where=where), width, height, frames, found["fps"])
+def _video(probed: Probe) -> Video:
+    return Video(probed.codec, probed.width, probed.height, probed.frames, probed.fps)

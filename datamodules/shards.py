@@ -5,18 +5,20 @@ hashes of the index.
 """
 
 import warnings
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from xxhash import xxh3_128_hexdigest
 
 from bernini.conversation import Conversation
+from bernini.decoding import Limits
 from bernini.errors import BadSample, ConfigError, DataError
 from bernini.files import replacing
+from datamodules.buckets import Bounds
 from datamodules.cache import Cache
 from datamodules.index import INDEX, KEY, Entry, parse_index
-from datamodules.records import ROW, decode, encode
+from datamodules.records import ROW, WHOLE, decode, encode
 from datamodules.scanning import index_folder
 from datamodules.storage import Local, StorageConfig, open_store
 
@@ -31,6 +33,7 @@ def write_shards(
     shard_bytes: int = 1 << 30,
     prefix: str = "shard",
     lossless: bool = False,
+    limits: Limits | None = None,
 ) -> "Shards":
     """Write samples as ``PREFIX-000000.tar`` and so on, with an index beside them.
 
@@ -43,6 +46,7 @@ def write_shards(
         shard_bytes: Size in bytes after which a new shard is begun.
         prefix: Start of the file names.
         lossless: Keep the exact pixels of clips, as for the toy world.
+        limits: What a clip may cost when it is looked at for the index; null takes the defaults.
 
     Returns:
         The folder, opened.
@@ -72,7 +76,7 @@ def write_shards(
             count += 1
         if not keys:
             raise DataError("there is no sample to write", where=str(root), fix="check the input")
-    index_folder(root)
+    index_folder(root, limits=limits)
     return Shards(root)
 
 
@@ -183,7 +187,7 @@ class Shards:
                 )  # fmt: skip
         return members
 
-    def read(self, number: int, *, max_frames: int | None = None, max_edge: int | None = None) -> Conversation:
+    def read(self, number: int, bounds: Bounds = WHOLE) -> Conversation:
         """Decode a sample; see `datamodules.records.decode`.
 
         Raises:
@@ -192,12 +196,20 @@ class Shards:
             ServiceError: As for `members`.
         """
         entry, members = self.entries[number], self.members(number)
-        where = self._where(entry)
+        with self.naming(number):
+            return decode(members, key=entry.key, where=self._where(entry), bounds=bounds)
+
+    @contextmanager
+    def naming(self, number: int) -> Iterator[None]:
+        """Make every `DataError` of what is done with a sample a `BadSample`."""
+        entry = self.entries[number]
         try:
-            return decode(members, key=entry.key, where=where, max_frames=max_frames, max_edge=max_edge)
+            yield
+        except BadSample:
+            raise
         except DataError as error:
-            member = error.where.removeprefix(f"{where}.") if error.where.startswith(f"{where}.") else ""
-            at = entry.members[member].at if member in entry.members else entry.at
+            _, _, name = error.where.partition(f"{self._where(entry)}.")
+            member, at = (name, entry.members[name].at) if name in entry.members else ("", entry.at)
             raise BadSample(
                 error.what, shard=self.store.where(entry.shard), key=entry.key, member=member, offset=at,
                 why=error.why, fix=error.fix,

@@ -5,8 +5,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lightning.pytorch.callbacks import Callback
+
+from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.planner.vision import VisionConfig
+from datamodules.bad_samples import WatchBadSamples
+from datamodules.buckets import Bounds
 from datamodules.loading import Clips, Loader
 from datamodules.mixing import Mix, SourceConfig
 from datamodules.order import Mixed, Shuffled, eval_requests
@@ -41,6 +46,10 @@ class VideoDataModule(OrderedDataModule):
         max_samples: Most validation, test and prediction samples; the first ones are kept.
         max_frames: Most frames of a raw clip; a longer one loses its end.
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
+        max_area: Most pixels of a raw frame, as 399360 for 480p; larger ones are resized, too.
+        limits: What a raw file may cost before it is resized; null takes the defaults.
+        max_bad_share: Largest share of training samples that may be bad, and replaced by others of their task, before
+            the run stops; ten are always borne.
         vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
             planner's own; null leaves that to the training process.
         storage: How folders behind URLs are reached, and kept on this machine.
@@ -65,6 +74,9 @@ class VideoDataModule(OrderedDataModule):
         max_samples: int | None = None,
         max_frames: int | None = None,
         max_edge: int | None = None,
+        max_area: int | None = None,
+        limits: Limits | None = None,
+        max_bad_share: float = 0.001,
         vision: VisionConfig | None = None,
         storage: StorageConfig | None = None,
     ) -> None:
@@ -76,14 +88,17 @@ class VideoDataModule(OrderedDataModule):
         self.folders: dict[Split, Folders] = {"train": train, "val": val, "test": test, "predict": predict}
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.tasks, self.max_samples, self.shuffle_shards = tasks, max_samples, shuffle_shards
-        self.max_frames, self.max_edge, self.vision = max_frames, max_edge, vision
+        self.bounds, self.vision = Bounds(max_frames, max_edge, max_area, limits or Limits()), vision
         self.mix = Mix({name: source.weight for name, source in _by_name(train).items()})
-        self.storage = storage
+        self.storage, self.max_bad_share = storage, max_bad_share
         self._clips: dict[Split, Clips] = {}
 
     def setup(self, stage: str) -> None:
         """Open the shards of ``fit``, ``validate``, ``test`` or ``predict``."""
         super().setup(stage)
+        callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
+        if stage == "fit" and not any(isinstance(callback, WatchBadSamples) for callback in callbacks):
+            callbacks.append(WatchBadSamples(self.max_bad_share))
         splits: dict[str, Split] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
         self._open(splits[stage])
         if stage == "fit" and self.folders["val"]:
@@ -100,10 +115,10 @@ class VideoDataModule(OrderedDataModule):
             self.tasks,
             limit=None if split == "train" else self.max_samples,
             targets=split != "predict",
-            max_frames=self.max_frames,
-            max_edge=self.max_edge,
+            bounds=self.bounds,
             vision=self.vision,
             storage=self.storage,
+            seed=self.seed if split == "train" else None,
         )
 
     def identity(self) -> dict[str, Any]:

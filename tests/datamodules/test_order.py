@@ -13,6 +13,7 @@ from bernini.errors import ConfigError
 from datamodules import VideoDataModule
 from datamodules.mixing import SourceConfig
 from datamodules.order import Shuffled, eval_requests, permutation, train_requests
+from datamodules.scanning import index_folder
 
 
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), size=st.integers(1, 300))
@@ -138,6 +139,13 @@ def test_another_global_batch_goes_on_at_the_same_sample(tmp_path: Path) -> None
     assert rest[: len(whole) - 24] == whole[24 : 24 + len(rest)]
 
 
+def empty_shard(folder: Path) -> None:
+    """A folder with a tar without members."""
+    folder.mkdir(exist_ok=True)
+    (folder / "shard-000000.tar").write_bytes(bytes(10240))
+    index_folder(folder)
+
+
 @pytest.mark.parametrize(("shards", "ranks"), [([1] * 7, 3), ([13, 1, 1], 2), ([2, 0, 5], 4), ([0, 9], 1)])
 def test_uneven_tiny_and_empty_shards_give_every_rank_as_many_batches(
     tmp_path: Path, shards: list[int], ranks: int
@@ -146,8 +154,7 @@ def test_uneven_tiny_and_empty_shards_give_every_rank_as_many_batches(
         if count:
             make_shards(tmp_path / str(number), count, prefix=f"s{number}-", samples_per_shard=count)
         else:
-            (tmp_path / str(number)).mkdir()
-            (tmp_path / str(number) / "shard-000000.tar").write_bytes(bytes(10240))  # a tar without members
+            empty_shard(tmp_path / str(number))
     data = [
         attach(
             VideoDataModule(train=[str(tmp_path / str(n)) for n in range(len(shards))], workers=workers), rank, ranks
@@ -170,6 +177,6 @@ def test_fewer_samples_than_a_global_batch_is_an_error(tmp_path: Path, accumulat
 
 
 def test_shards_without_any_sample_are_an_error(tmp_path: Path) -> None:
-    (tmp_path / "shard-000000.tar").write_bytes(bytes(10240))
+    empty_shard(tmp_path)
     with pytest.raises(ConfigError, match="the shards hold no sample"):
         attach(VideoDataModule(train=str(tmp_path)))

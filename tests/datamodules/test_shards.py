@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import BadSample, ConfigError, DataError
 from bernini.media import encode_video, probe_video, write_image, write_video
+from datamodules.buckets import Bounds
 from datamodules.index import INDEX
 from datamodules.prepare import write_toy_shards
 from datamodules.scanning import index_folder
@@ -90,7 +91,7 @@ def test_clips_are_shortened_and_resized_on_the_fly(tmp_path):
     for media in sample.media():
         media.pixels = noise(17, 64, 96)
         media.source = {"height": 640, "width": 960, "frames": 30, "fps": 30.0, "sampled": 16}
-    read = write_shards([sample], tmp_path).read(0, max_frames=8, max_edge=48)
+    read = write_shards([sample], tmp_path).read(0, Bounds(max_frames=8, max_edge=48))
     for media in read.media():
         assert media.pixels.shape == (3, 5, 32, 48)
         assert media.source == {"height": 640, "width": 960, "frames": 9, "fps": 30.0, "sampled": 5}
