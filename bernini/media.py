@@ -5,6 +5,8 @@ PyAV and Pillow are imported when they are first needed, so that the models can 
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +23,7 @@ from bernini.files import replacing
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
+    from PIL.Image import Image
 
 CropMethod = Literal["left", "center", "right"]
 _IMAGES = ("PNG", "JPEG", "WEBP", "BMP")
@@ -244,7 +247,30 @@ def read_image(file: str | Path | bytes, *, where: str = "", limits: Limits | No
         DataError: The file is missing, damaged or beyond a limit.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    with _open_image(file, where, limits) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
+    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
+    return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)
+
+
+def image_size(data: bytes, where: str, limits: Limits | None = None) -> tuple[int, int]:
+    """Height and width in pixels of a file's bytes, as stored, without decoding it.
+
+    Raises:
+        DataError: As for `read_image`, as far as the header shows.
+    """
+    with _open_image(data, where, limits) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _open_image(file: str | Path | bytes, where: str, limits: Limits | None) -> Iterator["Image"]:
+    """Open an image; what Pillow raises in the context becomes a `DataError`."""
+    from PIL import Image, UnidentifiedImageError
 
     where = where or ("" if isinstance(file, bytes) else str(file))
     if not isinstance(file, bytes) and not Path(file).is_file():
@@ -252,14 +278,10 @@ def read_image(file: str | Path | bytes, *, where: str = "", limits: Limits | No
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_IMAGES) as image:
             check_size(image.height, image.width, where, limits)
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+            yield image
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         why = "it is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"the image cannot be read: {why}", where=where, fix="save it again as PNG") from error
-    pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
-    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
-    return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)
 
 
 def write_image(path: str | Path, pixels: Tensor) -> None:

@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +19,8 @@ from bernini.conversation import Batch, Conversation
 from bernini.errors import BadSample, BerniniError, ConfigError, DataError
 from bernini.planner.vision import VisionConfig, add_visuals
 from bernini.tasks import get_task
-from datamodules.buckets import Bounds
+from datamodules.buckets import Bounds, tokens
+from datamodules.index import Shown
 from datamodules.mixing import SourceConfig
 from datamodules.order import Request, permutation
 from datamodules.shards import Shards
@@ -58,6 +60,7 @@ class Clips(Dataset[Batch]):
 
     Attributes:
         spans: Where the samples of each source are.
+        tokens: Tokens of each sample where `count_tokens` has been called; then none takes the place of a shorter one.
 
     Raises:
         ConfigError: A folder holds no shards, or a task is unknown or has no sample.
@@ -85,6 +88,7 @@ class Clips(Dataset[Batch]):
         self.samples = self.samples[:limit]
         self.targets, self.bounds, self.vision, self.seed = targets, bounds, vision, seed
         self._alike: dict[tuple[int, str], np.ndarray] = {}
+        self.tokens: np.ndarray | None = None
 
     def _add(self, shards: list[Shards], tasks: list[str] | None) -> None:
         """Number the samples of one source, after those that are numbered already."""
@@ -110,6 +114,16 @@ class Clips(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def count_tokens(self) -> np.ndarray:
+        """Tokens that the renderer makes of each sample, by the sizes in the index and the bounds."""
+        entries, count = (shards.entries[at] for shards, at in self.samples), cache(self._tokens)
+        self.tokens = np.asarray([sum(map(count, entry.shown)) for entry in entries])
+        return self.tokens
+
+    def _tokens(self, shown: Shown) -> int:
+        size = shown.frames, shown.height, shown.width
+        return tokens(*(size if shown.prepared else self.bounds.bucket(*size)))
 
     def __getitem__(self, request: Request) -> Batch:
         batch = Batch([], request.cursor)
@@ -158,6 +172,8 @@ class Clips(Dataset[Batch]):
             here = range(span.first, span.first + sum(span.shards))
             self._alike[source, task] = np.asarray([other for other in here if self._task(other) == task])
         alike = self._alike[source, task]
+        if self.tokens is not None:
+            alike = alike[self.tokens[alike] <= self.tokens[number]]
         for at in permutation(self.seed, epoch, len(alike), number):
             if alike[at] != number:
                 yield int(alike[at])

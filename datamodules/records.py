@@ -117,13 +117,7 @@ def decode(
     Raises:
         DataError: A member is missing or damaged.
     """
-    row = parse_row(members, where)
-    tensors: dict[str, Tensor] = {}
-    if TENSORS in members:
-        try:
-            tensors = load_tensors(bytes(members[TENSORS]))
-        except (SafetensorError, ValueError) as error:
-            raise DataError(f"damaged tensors: {error}", where=f"{where}.{TENSORS}", fix=_PREPARE) from error
+    row, tensors = parse_row(members, where), parse_tensors(members, where)
     conversation = Conversation.from_row(row, key=key)
     conversation.info = row.get("info", {})
     conversation.text_features = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
@@ -166,6 +160,18 @@ def parse_row(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
     if not isinstance(row.get("task"), str) or not isinstance(row.get("visuals"), list):
         raise DataError("the row has no task or no visuals", where=f"{where}.{ROW}", fix=_PREPARE)
     return row
+
+
+def parse_tensors(members: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
+    """Prepared features of a sample by name, none if it has no such member.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    try:
+        return load_tensors(bytes(members[TENSORS])) if TENSORS in members else {}
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"damaged tensors: {error}", where=f"{where}.{TENSORS}", fix=_PREPARE) from error
 
 
 def _read(message: Message, visual: dict[str, Any], data: bytes, where: str, bounds: Bounds) -> Media:

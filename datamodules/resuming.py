@@ -125,7 +125,7 @@ class OrderedDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved cursor; whether it fits the data is looked at when training begins."""
-        self.commit({name: state_dict[name] for name in ("epoch", "sample")})
+        self.commit({name: state_dict.get(name, 0) for name in self.cursor})
         self._resumed = state_dict
 
     def in_batches_of_this_run(self, batches: int) -> int:
@@ -134,7 +134,12 @@ class OrderedDataModule(L.LightningDataModule):
             return batches
         return batches * self._resumed["batch"] // self.batch
 
-    def _check_resumed(self) -> None:
+    def check_resumed(self) -> None:
+        """See whether the checkpoint's cursor is a place in this order.
+
+        Raises:
+            ConfigError: It is one in another.
+        """
         if self._resumed is None:
             return
         pairs = {name: (self._resumed.get(name), now) for name, now in self.identity().items()}
@@ -152,6 +157,10 @@ class OrderedDataModule(L.LightningDataModule):
         kwargs = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
         return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
+    def accumulated(self) -> int:
+        """Batches of an optimizer step."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
     def train_loader(self, dataset: Dataset[Any], order: Order, size: int, batch_size: int, seed: int) -> Loader:
         """Training batches from the cursor to the end of its epoch.
 
@@ -168,7 +177,7 @@ class OrderedDataModule(L.LightningDataModule):
             ConfigError: There are fewer samples than an optimizer step takes, or the checkpoint is of other data.
         """
         rank, world = self.rank_and_world()
-        batches = self.trainer.accumulate_grad_batches if self.trainer else 1
+        batches = self.accumulated()
         self.batch = batch_size * world
         step = self.batch * batches
         if size < step:
@@ -178,7 +187,7 @@ class OrderedDataModule(L.LightningDataModule):
                 why=f"{world} rank(s) take {batch_size} each, {batches} time(s) a step",
                 fix="use more samples or smaller batches",
             )
-        self._check_resumed()
+        self.check_resumed()
         length = size // step * batches
         rank_zero_info(
             f"{size} training samples: {length} batches an epoch; {size % step} left over begin the next one"

@@ -14,9 +14,10 @@ from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
-from bernini.decoding import Limits, Probe
+from bernini.decoding import Limits
 from bernini.errors import ConfigError, DataError
 from bernini.files import write_text
+from bernini.media import image_size
 from datamodules.decoder import decoder
 from datamodules.index import (
     INDEX,
@@ -25,16 +26,16 @@ from datamodules.index import (
     Index,
     Member,
     Shard,
+    Shown,
     Video,
     index_text,
     parse_index,
     shard_fault,
     suffix_fault,
 )
-from datamodules.records import ROW, TENSORS, parse_row
+from datamodules.records import ROW, TENSORS, parse_row, parse_tensors
 from datamodules.storage import Local, StorageConfig
 
-Probing = Callable[[bytes, str], Probe]
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MEND = "write the shard again, as a plain tar with the members of each sample one after the other"
 
@@ -67,20 +68,19 @@ def index_folder(
             why="a new one would vouch for whatever has happened to the shards since",
             fix=f"delete {INDEX} if the shards are right",
         )  # fmt: skip
-    probe = decoder(limits or Limits()).probe
-    shards = [scan(local, name, probe, require) for name in names]
+    shards = [scan(local, name, limits or Limits(), require) for name in names]
     text = index_text(shards)
     write_text(local.root / INDEX, text)
     return parse_index(text, str(local.root / INDEX))
 
 
-def scan(local: Local, name: str, probe: Probing, require: Collection[str] = ()) -> Shard:
+def scan(local: Local, name: str, limits: Limits, require: Collection[str] = ()) -> Shard:
     """What one shard holds: its headers are followed, every byte is hashed, clips are probed.
 
     Args:
         local: Its folder.
         name: Its file name.
-        probe: Says of the bytes of a clip, and of what to call it in an error, what it holds.
+        limits: What an image or a clip may cost.
         require: Suffixes that every sample must have.
 
     Raises:
@@ -92,7 +92,7 @@ def scan(local: Local, name: str, probe: Probing, require: Collection[str] = ())
     with local.open(name) as file:
         _check_plain(file, where)
         samples = _follow(file, where)
-        entries = [_entry(file, name, key, members, where, probe, require) for key, members in samples.items()]
+        entries = [_entry(file, name, key, members, where, limits, require) for key, members in samples.items()]
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return Shard(name, file.tell(), sha256, entries)
@@ -169,7 +169,7 @@ def _entry(
     key: str,
     found: dict[str, tarfile.TarInfo],
     where: str,
-    probe: Probing,
+    limits: Limits,
     require: Collection[str],
 ) -> Entry:
     where = f"{where}:{key}"
@@ -178,7 +178,7 @@ def _entry(
     for suffix, header in found.items():
         file.seek(header.offset_data)
         data = file.read(header.size)
-        video = _video(probe(data, f"{where}.{suffix}")) if suffix.endswith("mp4") else None
+        video = _video(data, limits, f"{where}.{suffix}") if suffix.endswith("mp4") else None
         members[suffix] = Member(header.offset_data, header.size, xxh3_128_hexdigest(data), video)
         if suffix == ROW:
             row = _row(data, where)
@@ -186,7 +186,33 @@ def _entry(
         raise DataError(f"{suffix} of the sample is missing", where=where, why="the shard is damaged", fix=_MEND)
     start = next(iter(found.values())).offset
     end = max(member.at + member.size for member in members.values())
-    return Entry(shard, key, row.get("task", ""), start, end - start, members)
+
+    def read(suffix: str) -> bytes:
+        file.seek(members[suffix].at)
+        return file.read(members[suffix].size)
+
+    shown = list(_shown(row, members, read, limits, where))
+    return Entry(shard, key, row.get("task", ""), start, end - start, members, shown)
+
+
+def _shown(
+    row: dict[str, Any], members: dict[str, Member], read: Callable[[str], bytes], limits: Limits, where: str
+) -> Iterator[Shown]:
+    """Sizes of the visuals of a row; a posterior goes before pixels."""
+    tensors = parse_tensors({TENSORS: read(TENSORS)}, where) if TENSORS in members else {}
+    for visual in row.get("visuals", []):
+        if not isinstance(visual, dict):
+            continue
+        if isinstance(name := visual.get("posterior"), str) and name in tensors:
+            if tensors[name].ndim != 4:
+                what = f"{name} has shape {list(tensors[name].shape)}"
+                raise DataError(what, where=f"{where}.{TENSORS}", why="posteriors are [2C, t, h, w]", fix=_MEND)
+            _, frames, height, width = tensors[name].shape
+            yield Shown(1 + 4 * (frames - 1), 8 * height, 8 * width, True)
+        elif isinstance(name := visual.get("pixels"), str):
+            video = members[name].video
+            found = video and (video.frames, video.height, video.width)
+            yield Shown(*(found or (1, *image_size(read(name), f"{where}.{name}", limits))), False)
 
 
 def _row(data: bytes, where: str) -> dict[str, Any]:
@@ -207,5 +233,6 @@ def _named(row: dict[str, Any]) -> Iterator[str]:
             yield TENSORS
 
 
-def _video(probed: Probe) -> Video:
+def _video(data: bytes, limits: Limits, where: str) -> Video:
+    probed = decoder(limits).probe(data, where)
     return Video(probed.codec, probed.width, probed.height, probed.frames, probed.fps)

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 
 from bernini.decoding import Limits
 from bernini.errors import ConfigError
@@ -14,7 +16,8 @@ from datamodules.bad_samples import WatchBadSamples
 from datamodules.buckets import Bounds
 from datamodules.loading import Clips, Loader
 from datamodules.mixing import Mix, SourceConfig
-from datamodules.order import Mixed, Shuffled, eval_requests
+from datamodules.order import Mixed, Request, Shuffled, eval_requests
+from datamodules.packed_order import PackConfig, Packed
 from datamodules.resuming import OrderedDataModule
 from datamodules.storage import StorageConfig
 
@@ -35,7 +38,9 @@ class VideoDataModule(OrderedDataModule):
         val: Folders with validation shards.
         test: Folders with test shards.
         predict: Folders with samples to predict; they need no targets.
-        batch_size: Training samples per rank and step.
+        batch_size: Training samples per rank and batch.
+        pack: Train on packs in place of batches: as many samples as fill a budget of tokens, at like cost on every
+            rank. Null for `batch_size` samples each.
         eval_batch_size: Samples per rank and step everywhere else.
         workers: Worker processes per rank; 0 reads in the main process.
         start_method: How workers are started; null takes Python's default.
@@ -65,6 +70,7 @@ class VideoDataModule(OrderedDataModule):
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
         batch_size: int = 1,
+        pack: PackConfig | None = None,
         eval_batch_size: int = 1,
         workers: int = 0,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
@@ -85,13 +91,21 @@ class VideoDataModule(OrderedDataModule):
             raise ConfigError(
                 "batch sizes and shuffle_shards are 1 or more, workers and seed 0 or more", where="data.init_args"
             )
+        if pack and batch_size != 1:
+            raise ConfigError(
+                f"batch_size is {batch_size}", where="data.init_args.batch_size", why="`pack` fills batches by tokens",
+                fix="leave one of them out",
+            )  # fmt: skip
         self.folders: dict[Split, Folders] = {"train": train, "val": val, "test": test, "predict": predict}
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.tasks, self.max_samples, self.shuffle_shards = tasks, max_samples, shuffle_shards
         self.bounds, self.vision = Bounds(max_frames, max_edge, max_area, limits or Limits()), vision
         self.mix = Mix({name: source.weight for name, source in _by_name(train).items()})
-        self.storage, self.max_bad_share = storage, max_bad_share
+        self.storage, self.max_bad_share, self.pack = storage, max_bad_share, pack
+        if pack:
+            self.cursor |= {"pack": 0, "packs": 0}
         self._clips: dict[Split, Clips] = {}
+        self._packed: Packed | None = None
 
     def setup(self, stage: str) -> None:
         """Open the shards of ``fit``, ``validate``, ``test`` or ``predict``."""
@@ -122,12 +136,13 @@ class VideoDataModule(OrderedDataModule):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Seed, hash of the training samples, and hash of how they are mixed and shuffled, beside the version."""
+        """Seed, hash of the training samples, hash of how they are mixed and shuffled, and what packs depend on."""
         return {
             **super().identity(),
             "seed": self.seed,
             "fingerprint": _hash([span.fingerprint for span in self._clips["train"].spans]),
             "mix": _hash([self.mix.table, self.shuffle_shards]),
+            "packing": self._packed and self._packed.identity,
         }
 
     def train_dataloader(self) -> Loader:
@@ -141,16 +156,37 @@ class VideoDataModule(OrderedDataModule):
             Shuffled(span.shards, self.shuffle_shards, self.seed, (int(span.fingerprint, 16), number), span.first)
             for number, span in enumerate(clips.spans)
         ]
-        return self.train_loader(clips, Mixed(self.mix, orders), len(clips), self.batch_size, self.seed)
+        order = Mixed(self.mix, orders)
+        if self.pack is None:
+            return self.train_loader(clips, order, len(clips), self.batch_size, self.seed)
+        return self._packed_loader(clips, order, self.pack)
+
+    def _packed_loader(self, clips: Clips, order: Mixed, pack: PackConfig) -> Loader:
+        tokens = clips.count_tokens()
+        means = [tokens[span.first : span.first + sum(span.shards)].mean() for span in clips.spans]
+        mean = float(np.dot(self.mix.table[0][1], means))
+        rank, self.batch = self.rank_and_world()
+        packs = self.batch * self.accumulated()
+        self._packed = packed = Packed(order, len(clips), tokens, mean, pack, packs, self.seed)
+        self.check_resumed()
+        length = packed.steps * self.accumulated()
+        rank_zero_info(
+            f"{len(clips)} training samples of {mean:.0f} tokens: about {length} packs an epoch on each rank"
+        )
+
+        def requests() -> Iterator[Request]:
+            return packed.requests(self.cursor, length, rank, self.batch)
+
+        return self.loader(clips, requests, length, self.seed)
 
     def measures(self) -> dict[str, float]:
-        """Of each source its share of all samples so far, the share that was asked for, and its own epochs."""
+        """Of the last packs how full and how even they were; of each of several sources its share and epochs so far."""
+        measures = self._packed.measures(self.cursor) if self._packed else {}
         if len(self.mix.names) == 1:
-            return {}
+            return measures
         clips = self._clips["train"]
         number = self.cursor["epoch"] * len(clips) + self.cursor["sample"]
         counts, asked = self.mix.counts(number), self.mix.asked(number)
-        measures = {}
         for name, span, count, share in zip(self.mix.names, clips.spans, counts, asked, strict=True):
             measures[f"data/share/{name}"] = count / number
             measures[f"data/asked/{name}"] = share / number

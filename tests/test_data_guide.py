@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from factories import make_config, make_shards, write_config
+from factories import logged_rows, make_config, make_shards, write_config
 from file_servers import file_server
 from test_configs import BASE, tiny
 from webdataset import TarWriter
@@ -26,6 +26,7 @@ LINES = [line.partition("  #")[0] for kind, block in BLOCKS if not kind for line
 COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("bernini ")]
 FITS = [words for words in COMMANDS if words[:3] == ["fit", "-c", str(BASE.relative_to(ROOT))]]
 (INDEX,) = [words for words in COMMANDS if words[:2] == ["data", "index"]]
+(PACKS,) = [words for words in COMMANDS if "--data.pack.tokens" in words]
 (URL,) = [words for words in COMMANDS if "https://example.org/shards" in words]
 
 
@@ -37,12 +38,25 @@ def test_every_command_is_run_here() -> None:
 def test_command_is_built(words: list[str], wan: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = words[:-2] if words[-2:] == ["--ckpt_path", "auto"] else words
-    small = [word for word in tiny(BASE, wan, shards) if not word.startswith("--data.train")]
+    small = [word for word in tiny(BASE, wan, shards) if not word.startswith(("--data.train", "--data.batch_size"))]
     cli = run_lightning([*words[1:], *small], run=False)
     if any("mix_" in word for word in words):
         weights = {name: source.weight for name, source in cli.datamodule.folders["train"].items()}
         assert weights["video_pairs"] == {0: 11, 1000000: 0}
         assert weights["t2i"] == (20 if "--data.train.t2i.weight" in words else 31)
+
+
+def test_packs_are_trained_on(wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["24" if word == "72000" else word for word in PACKS]
+    words[words.index("-c") + 1] = str(BASE)
+    small = [word for word in tiny(BASE, wan, shards) if not word.startswith("--data.batch_size")]
+    assert main([*words, *small, "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"]) == 0
+    rows = logged_rows(tmp_path, "data")
+    assert len(rows) == 2
+    for row in rows:
+        assert 0 < row["data/tokens"] <= 24 and row["data/padding"] == 1 - row["data/tokens"] / 24
+        assert row["data/cost_spread"] == 0, "of one rank"
 
 
 def test_mix_is_a_configuration(wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
