@@ -1,5 +1,6 @@
 """Packs in place of batches: what is in them, and that ranks, workers and restarts change nothing."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def test_what_does_not_fit_is_refused(sources) -> None:
     with pytest.raises(ConfigError, match=r"tokens, window and crossover"):
         PackConfig(0)
     saved = use().state_dict()
+    assert len(json.dumps(saved)) < 1024
     for accumulate, options in ((2, {"pack": None}), (4, {}), (2, {"max_edge": 64}), (2, {"pack": PackConfig(25, 3)})):
         data = VideoDataModule(**{"train": sources, "seed": 3, "pack": PACK, **options})
         data.load_state_dict(saved)

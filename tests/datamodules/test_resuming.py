@@ -134,7 +134,7 @@ def test_what_a_checkpoint_holds_of_the_data_is_a_little_json(folder: str) -> No
     data.commit({"epoch": 12345, "sample": 10**9})
     saved = json.dumps(data.state_dict())
     assert len(saved) < 1024
-    assert json.loads(saved).keys() == {"version", "epoch", "sample", "seed", "fingerprint", "mix", "batch"}
+    assert json.loads(saved).keys() == {"version", "epoch", "sample", "seed", "fingerprint", "mix", "packing", "batch"}
 
 
 def test_resuming_with_other_data_is_refused(folder: str, tmp_path: Path) -> None:
