@@ -65,7 +65,7 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     assert "| Beta masks | 1 | 0.0 [0.0, 0.0] |" in text and "| Beta masks | **25** | 100.0 [100.0, 100.0] |" in text
     assert "| Beta masks, less before | +0.0 [+0.0, +0.0] not told apart |" in text
     assert "| Beta masks, no language loss, less before | -100.0 [-100.0, -100.0] worse |" in text
-    assert text.count("less those of Beta masks, no language loss") == 1
+    assert text.count("with the language loss less those of training without") == 1
     assert "--model.loss.ratios uniform" in text and "for seed in 0 1; do" in text
 
 

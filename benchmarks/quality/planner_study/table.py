@@ -109,11 +109,8 @@ def _price(records: Records) -> str:
     """What the language loss takes from plans; nothing where no run went without it."""
     if "silent" not in records.runs:
         return ""
-    return f"""
-Plans under {VARIANTS["beta"]}, less those of {VARIANTS["silent"]}:
-
-{_less(records, "beta", "silent")}
-"""
+    told = f"Plans of training with the language loss less those of training without ({VARIANTS['beta']}):"
+    return f"\n{told}\n\n{_less(records, 'beta', 'silent')}\n"
 
 
 def _fit(recipe: dict[str, Any], config: str, run: str, more: Sequence[str] = ()) -> str:
