@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jinja2
 
-from benchmarks.quality import chart
-from benchmarks.quality.chart import Chart, plot
+from bernini import chart
+from bernini.chart import Chart, plot
 from bernini.errors import DataError
 from bernini.files import replacing
 
@@ -110,7 +110,7 @@ def write_report(report: Report, path: str | Path, max_mib: float = MAX_MIB) -> 
     """
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files("benchmarks.quality").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    ).from_string(files("bernini").joinpath("report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         report=report,
         frame=chart,
