@@ -28,13 +28,13 @@ class Case:
         clips: Label and file, in reading order: sources, references, target, output. MP4 files are embedded as they
             are, and browsers play H.264 in yuv420p; any other pixel format is named in the caption. PNG, JPEG and WebP
             files serve for images.
-        scores: Figures of this example.
+        scores: Figures of this example, or words.
     """
 
     title: str
     instruction: str
     clips: Sequence[tuple[str, Path]]
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
