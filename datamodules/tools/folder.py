@@ -182,6 +182,8 @@ def record(
         raise DataError(f"{len(messages)} visual messages, {len(rows)} visuals", where=f"{where}.{ROW}")
     try:
         visuals = [_visual(m, visual, files, features) for m, visual in zip(messages, rows, strict=True)]
+        if any(min(visual.width, visual.height, visual.frames) < 1 for visual in visuals):
+            raise ValueError("it has no pixels")
     except KeyError as error:
         raise DataError(f"{error.args[0]} of the sample is missing", where=where, why="its row names it") from error
     except (AttributeError, IndexError, TypeError, ValueError) as error:

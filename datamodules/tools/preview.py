@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SHEET, PAGE = "sheet.png", "preview.html"
 THUMB, TEXT, GAP = 112, 300, 8  # pixels of the sheet: height of a frame, width of the words, space between
-_SIZE, _LINE = 13, 17  # pixels: of the letters, from line to line
+_COLUMNS, _SIZE, _LINE = 42, 13, 17  # letters of a line; pixels of the letters, and from line to line
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,9 @@ def draw(sights: Sequence[Sight]) -> "Image":
 
 def _words(sight: Sight) -> list[str]:
     """Lines beside the frames of a sample: a few of the prompt, and of what is stored."""
-    wrapped = textwrap.wrap(sight.prompt, 42, max_lines=3, placeholder=" ...")
-    return [sight.title, *wrapped, *(f"{name}  {fact}" for name, fact in sight.facts.items())]
+    prompt = textwrap.wrap(sight.prompt, _COLUMNS, max_lines=3, placeholder=" ...")
+    facts = (textwrap.wrap(f"{name}  {fact}", _COLUMNS) for name, fact in sight.facts.items())
+    return [*textwrap.wrap(sight.title, _COLUMNS), *prompt, *chain.from_iterable(facts)]
 
 
 def _strip(pixels: Tensor) -> "Image":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from datamodules.prepare import write_toy_shards
 from datamodules.records import encode
 from datamodules.scanning import index_folder
 from datamodules.shards import write_shards
+from datamodules.tools.folder import Folder
+from datamodules.tools.lint import lint
 
 SHARD = "shard-000000.tar"
 
@@ -86,6 +89,19 @@ def test_damage_is_named_where_it_is(tmp_path: Path, capsys) -> None:
     assert found(capsys, tmp_path, "--ignore", "[hash]") == []
     assert main(["data", "lint", str(tmp_path), "--ignore", "[hsh]"]) == 78
     assert "did you mean 'hash'" in capsys.readouterr().err
+
+
+def test_a_bit_anywhere_is_found_where_it_is(tmp_path: Path) -> None:
+    make_shards(tmp_path, 4)
+    folder, path = Folder(tmp_path), tmp_path / SHARD
+    spans = {(e.key, s): range(m.at, m.at + m.size) for e in folder.entries for s, m in e.members.items()}
+    chosen, good = random.Random(0), path.read_bytes()
+    places = [chosen.randrange(len(good)) for _ in range(20)] + [chosen.choice(span) for span in spans.values()]
+    for at in places:
+        flip(path, at)
+        hit = [(key, suffix, "hash") for (key, suffix), span in spans.items() if at in span]
+        assert [(f.key, f.member, f.rule) for f in lint(folder)] == (hit or [("", "", "shard")])
+        path.write_bytes(good)
 
 
 def test_a_shard_that_is_cut_short(tmp_path: Path, capsys) -> None:
@@ -170,10 +186,10 @@ def test_rows_that_do_not_fit(change: Callable[[dict[str, bytes]], None], rule: 
     assert found(capsys, indexed(tmp_path, change)) == [("one", "json", rule)]
 
 
-def not_finite() -> Media:
+def filled(value: float, at: slice) -> Media:
     media = posterior(2)
     assert media.posterior is not None
-    media.posterior[0, 0, 0, 0] = torch.nan
+    media.posterior[at] = value
     return media
 
 
@@ -191,9 +207,10 @@ TENSORS = "prepared.safetensors"
         (sample(source=make_clip(0, 6), target=make_clip(1, 6)), [("v0.mp4", "frames"), ("v1.mp4", "frames")]),
         (sample(source=posterior(3), target=posterior(2)), [(TENSORS, "pair")]),
         (sample(source=posterior(2, 16.0), target=posterior(2)), [(TENSORS, "pair")]),
-        (sample(source=not_finite(), target=posterior(2)), [(TENSORS, "features")]),
+        (sample(source=filled(torch.nan, slice(1)), target=posterior(2)), [(TENSORS, "features")]),
+        (sample(source=filled(3e38, slice(None)), target=posterior(2)), []),
     ],
-    ids=["prompt", "sources", "references", "length", "rate", "frames", "latents", "latent rate", "nan"],
+    ids=["prompt", "sources", "references", "length", "rate", "frames", "latents", "latent rate", "nan", "large"],
 )
 def test_samples_that_are_served_but_wrong(
     one: Conversation, expected: list[tuple[str, str]], tmp_path: Path, capsys
