@@ -1,31 +1,37 @@
 """`bernini data lint`: every rule finds what breaks it, and nothing else."""
 
+import copy
 import io
 import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from factories import make_clip, make_conversation, make_shards
 from file_servers import file_server
+from hypothesis import given
+from hypothesis import strategies as st
 from real_clips import write_pair
 from webdataset import TarWriter
 
 from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
+from bernini.errors import DataError
 from bernini.media import encode_video
-from datamodules.index import INDEX, Index, index_text, parse_index
+from datamodules.index import INDEX, Index, Video, index_text, parse_index
 from datamodules.prepare import write_toy_shards
-from datamodules.records import encode
+from datamodules.records import encode, parse_row
 from datamodules.scanning import index_folder
 from datamodules.shards import write_shards
-from datamodules.tools.folder import Folder
+from datamodules.tools.folder import Folder, record
 from datamodules.tools.lint import lint
+from datamodules.tools.stats import Stats, as_csv, as_json, lines
 
 SHARD = "shard-000000.tar"
 
@@ -184,6 +190,36 @@ def one_visual_less(members: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(("change", "rule"), [(no_such_task, "task"), (one_visual_less, "row")])
 def test_rows_that_do_not_fit(change: Callable[[dict[str, bytes]], None], rule: str, tmp_path: Path, capsys) -> None:
     assert found(capsys, indexed(tmp_path, change)) == [("one", "json", rule)]
+
+
+ROW = json.loads(encode(make_conversation(0, "rv2v"))["json"])
+ROW["inputs"] = json.loads(ROW["inputs"])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to all that is in a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+@given(st.sampled_from(sorted(places(ROW), key=str)), st.sampled_from([None, 0, -1, 2**70, 1e308, "x", [], {}, [1]]))
+def test_any_value_in_a_row_is_good_or_named(path: tuple[Any, ...], value: Any) -> None:
+    row = copy.deepcopy(ROW)
+    part = row
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    clip = Video("h264", 32, 32, 5, 8.0)
+    try:
+        row = parse_row({"json": json.dumps(row).encode()}, "")
+        known = record(row, "one", {"v0.mp4": clip, "i1.png": clip, "v2.mp4": clip}, {}, "")
+    except DataError as error:
+        assert error.what
+    else:
+        stats = Stats("", known.conversation.task)
+        stats.add(known, 1)
+        assert json.loads(as_json([stats])) and as_csv([stats]) and list(lines([stats]))
 
 
 def filled(value: float, at: slice) -> Media:
