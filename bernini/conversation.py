@@ -244,6 +244,8 @@ class Conversation:
     @staticmethod
     def _message(item: dict[str, Any], images: Iterator[Any], videos: Iterator[Any]) -> Message:
         has_loss = None if item.get("has_loss") is None else bool(item["has_loss"])
+        if not isinstance(item.get("text"), str | None):
+            raise TypeError(f"a text is {item['text']!r}")
         message = Message(item["type"], text=item.get("text"), has_loss=has_loss)
         if message.is_image:
             message.media = Media(path=next(images))
