@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from xxhash import xxh3_128_hexdigest
 
+from bernini.decoding import Limits
 from bernini.errors import BerniniError, ConfigError, DataError
-from bernini.media import probe_video, read_image, read_video, video_codec
+from bernini.media import read_image
 from bernini.suggest import closest
+from datamodules.decoder import decoder
 from datamodules.index import INDEX, Entry, Member, Shard, Video
 from datamodules.records import ROW, TENSORS, parse_row
 from datamodules.storage import Local, StorageConfig, Store, open_store
@@ -184,7 +186,7 @@ def _lint_sample(entry: Entry, span: bytes) -> list[Finding]:
     for suffix, data in members.items():
         try:
             if suffix.endswith(("png", "jpg")):
-                read_image(data)
+                read_image(data, limits=Limits())
                 files[suffix] = image_size(data, "")
             elif suffix.endswith("mp4"):
                 files[suffix], wrong = _lint_clip(data, entry.members[suffix])
@@ -205,10 +207,9 @@ def _lint_clip(data: bytes, member: Member) -> tuple[Video, list[tuple[str, str]
     Raises:
         DataError: It cannot be decoded.
     """
-    read_video(data)
-    probed = probe_video(data)
-    width, height, frames = (int(probed[name]) for name in ("width", "height", "frames"))
-    video = Video(video_codec(data), width, height, frames, probed["fps"])
+    probed, _ = decoder(Limits())(data, lambda found: range(found.frames), "")
+    frames = probed.frames
+    video = Video(probed.codec, probed.width, probed.height, frames, probed.fps)
     wrong = []
     if member.video != video:
         wrong.append(("index", f"it is {_words(video)}, the index says {_words(member.video)}"))

@@ -175,7 +175,7 @@ def spoil(suffix: str, at: float) -> Callable[[dict[str, bytes]], None]:
 
 @pytest.mark.parametrize("suffix", ["i1.png", "v2.mp4"])
 def test_what_was_damaged_before_it_was_indexed(suffix: str, tmp_path: Path, capsys) -> None:
-    assert found(capsys, indexed(tmp_path, spoil(suffix, 0.3))) == [("one", suffix, "decode")]
+    assert found(capsys, indexed(tmp_path, spoil(suffix, 0.6))) == [("one", suffix, "decode")]
 
 
 def no_such_task(members: dict[str, bytes]) -> None:
