@@ -389,6 +389,8 @@ def _stored(root: Path, begin: str = "") -> tuple[dict[str, StoredTensor], Qwen2
         where, tensors = root, {released_name(f"mllm.{name}"): x for name, x in read_folder(root).items()}
     else:
         where, tensors = root / MLLM, PLANNER.find(root)
+    if not (where / "config.json").is_file():  # transformers would take the folder for a name on the hub
+        raise FileNotFoundError(f"there is no {where / 'config.json'}")
     shape = Qwen2_5_VLConfig.from_pretrained(where, local_files_only=True)
     return {name: x for name, x in tensors.items() if name.startswith(begin)}, shape
 
@@ -403,7 +405,7 @@ def _reading(root: Path) -> Iterator[None]:
             "the planner cannot be read",
             where=str(root),
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            fix="point at a Bernini folder whose bernini/ and mllm/ belong together",
+            fix="train or download it first, or point at a folder whose bernini/ and mllm/ belong together",
         ) from error
 
 

@@ -327,6 +327,7 @@ def test_help_shows_every_setting_once(capsys: pytest.CaptureFixture[str]) -> No
         (["--task", "t2i", "--prompt", "x"], DATA, "cannot hold what t2i makes"),
         (["--task", "t2v", "--prompt", "x", "--plan", "{media}/clip.mp4"], CONFIG, "a plan without a planner"),
         (["--task", "t2v", "--prompt", "x", "--planner", "{media}"], WEIGHTS, "the planner cannot be read"),
+        (["--task", "t2v", "--prompt", "x", "--planner", "{media}/nowhere"], WEIGHTS, "mllm/config.json"),
         (["--task", "t2v", "--prompt", "x", "--model", "{media}/nowhere"], WEIGHTS, "no such folder"),
         (["--task", "t2v", "--prompt", "x", "--offload", "--device", "cpu"], CONFIG, "nowhere to move weights"),
         (["--task", "t2v", "--cases", "x.json"], CONFIG, "--task beside --cases"),

@@ -15,6 +15,7 @@ from benchmarks.quality.cotraining_study.scoring import Scorer, Settings
 from benchmarks.quality.cotraining_study.table import Records, page
 from benchmarks.quality.plans.options import add_exam, exam_of
 from benchmarks.quality.scoring import mapping
+from benchmarks.quality.studies import study_parser
 from benchmarks.quality.toy import ToyBenchmark
 from benchmarks.speed.command import run_command, stopwatch
 from bernini.files import write_text
@@ -50,14 +51,8 @@ VERBS = {"score": score_runs, "table": make_table}
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    looks = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.cotraining_study", description=about, formatter_class=looks
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = {name: verbs.add_parser(name, help=act.__doc__, formatter_class=looks) for name, act in VERBS.items()}
-    for one in verb.values():
-        one.add_argument("--out", type=Path, default=Path("runs/cotraining/scores"), help="folder of the scores")
+    scores, file = Path("runs/cotraining/scores"), ROOT / "docs" / "results" / "cotraining.md"
+    parser, verb = study_parser("benchmarks.quality.cotraining_study", about, VERBS, scores, file)
     add = verb["score"].add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/cotraining/paper-0")
     family = ROOT / "assets" / "toy"
@@ -68,9 +63,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(f"--omega-{name}", type=float, default=1.0, help=f"guidance weight of {what}; all 1 is no guidance")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read outputs")
     add_exam(verb["score"])
-    verb["table"].add_argument(
-        "--page", type=Path, default=ROOT / "docs" / "results" / "cotraining.md", help="its file"
-    )
     return parser.parse_args(argv)
 
 

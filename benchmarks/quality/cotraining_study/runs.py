@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks.quality.studies import reading_run
 from bernini.cotraining.exposure import KINDS
 from bernini.errors import DataError
 
@@ -56,8 +55,7 @@ class Training:
         Raises:
             DataError: It is missing, or of something else.
         """
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+        with reading_run(folder, "configs/toy/planner.yaml, warmup.yaml or cotrain.yaml") as config:
             model, data = config["model"]["init_args"], config["data"]["init_args"]
             begun = model["init_from"]
             alone = isinstance(begun, str)
@@ -76,13 +74,6 @@ class Training:
                 None if alone else _shares(model["exposure"]),
                 config["seed_everything"],
             )
-        except (OSError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(
-                "this is no finished run of the study",
-                where=str(folder),
-                why=f"{type(error).__name__}: {error}",
-                fix="train it with configs/toy/planner.yaml, warmup.yaml or cotrain.yaml, and RUN set to this folder",
-            ) from error
 
 
 @dataclass(frozen=True)

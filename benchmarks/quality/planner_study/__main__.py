@@ -14,6 +14,7 @@ from benchmarks.quality.planner_study import __doc__ as about
 from benchmarks.quality.planner_study.scoring import Run, Scorer
 from benchmarks.quality.planner_study.table import Records, page
 from benchmarks.quality.plans.options import add_exam, exam_of
+from benchmarks.quality.studies import study_parser
 from benchmarks.speed.command import run_command, stopwatch
 from bernini.files import replacing, write_text
 
@@ -54,19 +55,12 @@ VERBS = {"before": score_before, "score": score_runs, "table": make_table}
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    looks = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.planner_study", description=about, formatter_class=looks
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = {name: verbs.add_parser(name, help=act.__doc__, formatter_class=looks) for name, act in VERBS.items()}
-    for name, one in verb.items():
-        one.add_argument("--out", type=Path, default=Path("runs/planner/scores"), help="folder of the scores")
-        if name != "table":
-            add_exam(one)
+    scores, file = Path("runs/planner/scores"), ROOT / "docs" / "results" / "planner.md"
+    parser, verb = study_parser("benchmarks.quality.planner_study", about, VERBS, scores, file)
+    for name in ("before", "score"):
+        add_exam(verb[name])
     verb["before"].add_argument("run", type=Path, metavar="RUN", help="folder of a run of configs/toy/sight.yaml")
     verb["score"].add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
-    verb["table"].add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "planner.md", help="its file")
     return parser.parse_args(argv)
 
 

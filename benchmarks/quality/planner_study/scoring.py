@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from benchmarks.quality.environment import environment
 from benchmarks.quality.plans.exam import ANSWERED, PLANNED, Exam, Sheets
 from benchmarks.quality.plans.measuring import Truth, answer, load, measure, plan
+from benchmarks.quality.studies import reading_run
 from bernini.errors import DataError
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.reveal import Order
@@ -60,8 +60,7 @@ class Run:
         Raises:
             DataError: It is missing, or of something else.
         """
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+        with reading_run(folder, "configs/toy/planner.yaml") as config:
             model, data = config["model"]["init_args"], config["data"]["init_args"]
             return cls(
                 folder,
@@ -75,13 +74,6 @@ class Run:
                     "samples": data["length"],
                 },
             )
-        except (OSError, LookupError, TypeError) as error:
-            raise DataError(
-                "this is no finished run of the study",
-                where=str(folder),
-                why=f"{type(error).__name__}: {error}",
-                fix="train it with configs/toy/planner.yaml, and RUN set to this folder",
-            ) from error
 
     @property
     def variant(self) -> str:

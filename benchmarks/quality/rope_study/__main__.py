@@ -12,6 +12,7 @@ from benchmarks.quality.rope_study.items import Clips
 from benchmarks.quality.rope_study.scoring import Run, Scorer, write_scores
 from benchmarks.quality.rope_study.table import Records, page
 from benchmarks.quality.scoring import mapping
+from benchmarks.quality.studies import study_parser
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
 from bernini.files import write_text
@@ -51,18 +52,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: A number is too small.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.rope_study",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = {
-        name: verbs.add_parser(name, help=act.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        for name, act in VERBS.items()
-    }
+    file = ROOT / "docs" / "results" / "rope.md"
+    parser, verb = study_parser("benchmarks.quality.rope_study", __doc__, VERBS, Path("runs/rope"), file)
     for name, one in verb.items():
-        one.add_argument("--out", type=Path, default=Path("runs/rope"), help="folder of the scores")
         if name != "table":
             device = "cuda" if torch.cuda.is_available() else "cpu"
             one.add_argument("--device", default=device, help="device of the models")
@@ -73,7 +65,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     verb["bounds"].add_argument("--size", type=int, default=Clips.height, help="height and width in pixels")
     verb["score"].add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     verb["score"].add_argument("--steps", type=int, default=ToyBenchmark.defaults["steps"], help="solver steps")
-    verb["table"].add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "rope.md", help="its file")
     options = parser.parse_args(argv)
     for name in ("held_out", "steps", "batch"):
         if getattr(options, name, 1) < 1:

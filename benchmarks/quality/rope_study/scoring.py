@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from benchmarks.quality.environment import environment
@@ -27,9 +26,9 @@ from benchmarks.quality.rope_study.items import (
     settings,
 )
 from benchmarks.quality.sampler import Ceiling, Model, Sampler, load_sampler
+from benchmarks.quality.studies import reading_run
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.conversation import Conversation
-from bernini.errors import DataError
 from bernini.flow.guidance import Omegas
 from bernini.renderer.sampling import SamplingConfig
 from bernini.vae.codec import LatentCodec
@@ -66,8 +65,7 @@ class Run:
         Raises:
             DataError: A file is missing, or of something else.
         """
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+        with reading_run(folder, "configs/toy/rope.yaml") as config:
             model, data = config["model"]["init_args"], config["data"]["init_args"]
             with (folder / "logs" / "metrics.csv").open() as file:
                 losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -85,13 +83,6 @@ class Run:
                 },
                 losses[-1],
             )
-        except (OSError, LookupError, TypeError) as error:
-            raise DataError(
-                "this is no finished run of the study",
-                where=str(folder),
-                why=f"{type(error).__name__}: {error}",
-                fix="train it with configs/toy/rope.yaml, and RUN set to this folder",
-            ) from error
 
 
 def _read_array(item: Conversation, output: NDArray[np.uint8]) -> Record:
