@@ -97,3 +97,4 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of the long tests is run."""
     parser.addoption("--reads", type=int, default=400, help="reads from a faulty server; 10000 is the full count")
+    parser.addoption("--kills", type=int, default=2, help="times that preparing is killed; 10 is the full count")

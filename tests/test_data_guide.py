@@ -1,5 +1,8 @@
 """The commands of docs/data.md as they are written there, on tars and a server of the test's own."""
 
+import importlib
+import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,13 +11,16 @@ import pytest
 import torch
 from factories import make_config, make_shards, write_config
 from file_servers import file_server
+from real_clips import write_pair
 from webdataset import TarWriter
 
 from bernini.cli import main
 from bernini.media import encode_image, encode_video
 from datamodules.index import MAX_SIZES
+from datamodules.shards import Shards
 from datamodules.storage import REMOTE, StorageConfig
 
+MESSAGES = [{"type": "text", "text": "make it red"}, {"type": "video_gen", "has_loss": 1}]
 GUIDE = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
 
 
@@ -60,3 +66,32 @@ def test_the_guide_names_every_option_scheme_and_suffix() -> None:
     options, schemes = StorageConfig.__dataclass_fields__, [f"{scheme}://" for scheme in REMOTE]
     for name in (*(f"`{name}`" for name in options), *schemes, *MAX_SIZES):
         assert name in GUIDE, name
+
+
+@pytest.mark.parametrize("verb", ["prepare clips", "prepare /shared", "prepare --from-parquet"])
+def test_prepare_makes_what_the_guide_says(
+    verb: str, wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/Wan2.2").symlink_to(wan)
+    given = [part.replace("/shared/", "") for part in command(verb)]
+    if "--workers" in given:
+        given[given.index("--workers") + 1] = "1"
+    if "--from-parquet" in given:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = io.BytesIO()
+        torch.save(torch.zeros(1, 8, 2, 4, 4), file)
+        row = {"inputs": json.dumps(MESSAGES), "images": [], "videos": [{"video_path": "a.mp4"}]}
+        row |= {"source_name": "t2v$toy", "video_vae_latents": [file.getvalue()]}
+        Path("rows").mkdir()
+        parquet.write_table(importlib.import_module("pyarrow").Table.from_pylist([row]), "rows/part.parquet")
+    else:
+        write_pair(Path("clips"))
+        given += ["--max-edge", "32", "--max-frames", "5"]
+    if "--ray" in given:
+        pytest.importorskip("ray")
+    assert main(given) == 0
+    sample = Shards("shards").read(0)
+    assert all(media.posterior is not None and media.pixels is None for media in sample.media())
+    assert bool(sample.text_features) == ("--text" in given)
