@@ -33,7 +33,7 @@ from benchmarks.quality.toy import ToyBenchmark
 from bernini.chart import Chart, Curve
 from bernini.errors import BerniniError, ConfigError
 from bernini.report import Case, Report, Table, write_report
-from datamodules.prepare import write_toy_shards
+from datamodules.toyworld.shards import write_toy_shards
 
 ROOT = Path(__file__).parents[1]
 ASSETS, CONFIG = ROOT / "assets" / "toy", ROOT / "configs" / "toy" / "lora.yaml"

@@ -47,6 +47,11 @@ class Media:
     source: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prepared(self) -> bool:
+        """Whether features are there, for which no pixels need be read."""
+        return self.posterior is not None or (self.visual is not None and self.visual.features is not None)
+
     def tensors(self) -> list[Tensor]:
         """All tensors that are there."""
         seen = (self.visual.patches, self.visual.features) if self.visual else ()

@@ -7,7 +7,9 @@ hashes of the index.
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128_hexdigest
 
@@ -21,6 +23,9 @@ from datamodules.index import INDEX, KEY, Entry, parse_index
 from datamodules.records import ROW, WHOLE, decode, encode
 from datamodules.scanning import index_folder
 from datamodules.storage import Local, StorageConfig, open_store
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 _AGAIN = "copy the shard again, or write it again with `bernini prepare`"
 
@@ -55,8 +60,6 @@ def write_shards(
         ConfigError: The folder is not local or holds shards already.
         DataError: No sample, a key that is not allowed or comes twice, or a visual that cannot be stored.
     """
-    from webdataset import TarWriter
-
     root = Local(folder, StorageConfig()).root
     if any(root.glob("*.tar")):
         raise ConfigError("the folder already holds shards", where=str(root), fix="name another folder or delete it")
@@ -69,8 +72,7 @@ def write_shards(
             if shards == 0 or count >= samples_per_shard or size >= shard_bytes:
                 current.close()
                 path = complete.enter_context(replacing(root / f"{prefix}-{shards:06d}.tar"))
-                file = current.enter_context(path.open("wb"))
-                tar = current.enter_context(TarWriter(file, encoder=False, mtime=0, user="", group=""))
+                tar = current.enter_context(_tar(path))
                 shards, count, size = shards + 1, 0, 0
             size += tar.write(sample)
             count += 1
@@ -78,6 +80,40 @@ def write_shards(
             raise DataError("there is no sample to write", where=str(root), fix="check the input")
     index_folder(root, limits=limits)
     return Shards(root)
+
+
+def write_shard(path: Path, conversations: Iterable[Conversation], *, lossless: bool = False) -> bool:
+    """Write samples as one tar, which appears when it is complete; no file without a sample.
+
+    Args:
+        path: Final name.
+        conversations: Samples with keys.
+        lossless: Keep the exact pixels of clips.
+
+    Returns:
+        Whether there was a sample.
+
+    Raises:
+        DataError: A key that is not allowed or comes twice, or a visual that cannot be stored.
+    """
+    keys: set[str] = set()
+    samples = iter(conversations)
+    if (first := next(samples, None)) is None:
+        return False
+    with replacing(path) as temporary, _tar(temporary) as tar:
+        for conversation in chain([first], samples):
+            key = _new_key(conversation.key, keys)
+            tar.write({"__key__": key, **encode(conversation, lossless=lossless)})
+    return True
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator["TarWriter"]:
+    """A tar to write to, the same bytes for the same samples."""
+    from webdataset import TarWriter
+
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
+        yield tar
 
 
 def _new_key(key: str, keys: set[str]) -> str:

@@ -98,3 +98,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of the long tests is run."""
     parser.addoption("--reads", type=int, default=400, help="reads from a faulty server; 10000 is the full count")
     parser.addoption("--start-methods", action="store_true", help="each launcher with every way to start workers")
+    parser.addoption("--kills", type=int, default=2, help="times that preparing is killed; 10 is the full count")

@@ -1,5 +1,8 @@
 """The commands and the mix of docs/data.md as they are written there, with something tiny in the place of weights."""
 
+import importlib
+import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch
 import yaml
 from factories import logged_rows, make_config, make_shards, write_config
 from file_servers import file_server
+from real_clips import write_pair
 from test_configs import BASE, tiny
 from webdataset import TarWriter
 
@@ -17,8 +21,10 @@ from bernini.lightning_cli import run_lightning
 from bernini.media import encode_image, encode_video
 from datamodules.index import MAX_SIZES
 from datamodules.mixing import SourceConfig
+from datamodules.shards import Shards
 from datamodules.storage import REMOTE, StorageConfig
 
+MESSAGES = [{"type": "text", "text": "make it red"}, {"type": "video_gen", "has_loss": 1}]
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
@@ -26,12 +32,15 @@ LINES = [line.partition("  #")[0] for kind, block in BLOCKS if not kind for line
 COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("bernini ")]
 FITS = [words for words in COMMANDS if words[:3] == ["fit", "-c", str(BASE.relative_to(ROOT))]]
 (INDEX,) = [words for words in COMMANDS if words[:2] == ["data", "index"]]
+PREPARES = [words for words in COMMANDS if words[0] == "prepare"]
 (PACKS,) = [words for words in COMMANDS if "--data.pack.tokens" in words]
 (URL,) = [words for words in COMMANDS if "https://example.org/shards" in words]
 
 
 def test_every_command_is_run_here() -> None:
-    assert len(FITS) >= 4 and [words for words in COMMANDS if words not in FITS] == [INDEX, URL]
+    assert len(FITS) >= 4 and len(PREPARES) >= 3
+    looking = [words for words in COMMANDS if words[0] == "data" and words != INDEX]  # tests/test_looking_guide.py
+    assert [words for words in COMMANDS if words not in [*FITS, *PREPARES, *looking]] == [INDEX, URL]
 
 
 @pytest.mark.parametrize("words", FITS, ids=" ".join)
@@ -105,3 +114,32 @@ def test_the_guide_names_every_option_scheme_and_suffix() -> None:
     options, schemes = StorageConfig.__dataclass_fields__, [f"{scheme}://" for scheme in REMOTE]
     for name in (*(f"`{name}`" for name in options), *schemes, *MAX_SIZES):
         assert name in GUIDE, name
+
+
+@pytest.mark.parametrize("words", PREPARES, ids=" ".join)
+def test_prepare_makes_what_the_guide_says(
+    words: list[str], wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/Wan2.2").symlink_to(wan)
+    given = [part.replace("/shared/", "") for part in words]
+    if "--workers" in given:
+        given[given.index("--workers") + 1] = "1"
+    if "--from-parquet" in given:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = io.BytesIO()
+        torch.save(torch.zeros(1, 8, 2, 4, 4), file)
+        row = {"inputs": json.dumps(MESSAGES), "images": [], "videos": [{"video_path": "a.mp4"}]}
+        row |= {"source_name": "t2v$toy", "video_vae_latents": [file.getvalue()]}
+        Path("rows").mkdir()
+        parquet.write_table(importlib.import_module("pyarrow").Table.from_pylist([row]), "rows/part.parquet")
+    else:
+        write_pair(Path("clips"))
+        given += ["--max-edge", "32", "--max-frames", "5"]
+    if "--ray" in given:
+        pytest.importorskip("ray")
+    assert main(given) == 0
+    sample = Shards("shards").read(0)
+    assert all(media.posterior is not None and media.pixels is None for media in sample.media())
+    assert bool(sample.text_features) == ("--text" in given)

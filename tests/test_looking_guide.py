@@ -10,10 +10,10 @@ import pytest
 from bernini.cli import main
 from bernini.conversation import Conversation
 from datamodules.index import INDEX, parse_index
-from datamodules.prepare import write_toy_shards
 from datamodules.shards import write_shards
 from datamodules.tools.lint import RULES
 from datamodules.toyworld import items
+from datamodules.toyworld.shards import write_toy_shards
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text().partition("## Looking at data\n")[2]
 BLOCKS = re.findall(r"```\n(.*?)\n```", TEXT, re.DOTALL)

@@ -25,13 +25,13 @@ from bernini.conversation import Conversation, Media, Message
 from bernini.errors import DataError
 from bernini.media import encode_video
 from datamodules.index import INDEX, Index, Video, index_text, parse_index
-from datamodules.prepare import write_toy_shards
 from datamodules.records import encode, parse_row
 from datamodules.scanning import index_folder
 from datamodules.shards import write_shards
 from datamodules.tools.folder import Folder, record
 from datamodules.tools.lint import lint
 from datamodules.tools.stats import Stats, as_csv, as_json, lines
+from datamodules.toyworld.shards import write_toy_shards
 
 SHARD = "shard-000000.tar"
 

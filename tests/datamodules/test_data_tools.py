@@ -21,11 +21,11 @@ from bernini.cli import main
 from bernini.conversation import Conversation, Media, Message
 from bernini.media import encode_video
 from bernini.planner.vision import VisionConfig, Visual
-from datamodules.prepare import write_toy_shards
 from datamodules.scanning import index_folder
 from datamodules.shards import Shards, write_shards
 from datamodules.tools.preview import TEXT, THUMB, choose
 from datamodules.tools.stats import ASPECTS, aspect
+from datamodules.toyworld.shards import write_toy_shards
 
 
 @pytest.fixture(scope="module")

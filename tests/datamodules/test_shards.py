@@ -14,10 +14,10 @@ from bernini.errors import BadSample, ConfigError, DataError
 from bernini.media import encode_video, probe_video, write_image, write_video
 from datamodules.buckets import Bounds
 from datamodules.index import INDEX
-from datamodules.prepare import write_toy_shards
 from datamodules.scanning import index_folder
 from datamodules.shards import Shards, write_shards
 from datamodules.toyworld import items
+from datamodules.toyworld.shards import write_toy_shards
 
 
 def noise(frames: int, height: int = 32, width: int = 48, seed: int = 0) -> torch.Tensor:
