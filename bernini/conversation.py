@@ -274,11 +274,15 @@ class Batch:
         cursor: In training, where the data order stands after this batch; elsewhere ``sample``, the number of its first
             sample. A few plain integers.
         bad: A row for each sample that could not be read and has been replaced: where it lies, and why. Plain JSON.
+        place: Place of its first sample among those of its optimizer step; null where all batches have as many.
+        weight: What the mean over its samples and those of all other ranks counts in the step, 1 on average.
     """
 
     samples: list[Conversation]
     cursor: dict[str, int] = field(default_factory=dict)
     bad: list[dict[str, Any]] = field(default_factory=list)
+    place: int | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.samples)

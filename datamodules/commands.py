@@ -1,9 +1,11 @@
 """`bernini data`: what can be done with a folder of shards."""
 
 import json as json_format
+import sys
 from argparse import ArgumentError
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -92,16 +94,30 @@ def lint(
     from datamodules.tools.lint import lint, summary
 
     known, found = Folder(folder, storage), []
-    for finding in lint(known, storage, workers, ignore or ()):
-        found.append(finding)
-        if not json:
-            print(finding)
+    with _bar("reading", len(known.entries)) as progress:
+        for finding in lint(known, storage, workers, ignore or (), progress):
+            found.append(finding)
+            if not json:
+                print(finding)
     if json:
         print(json_format.dumps([finding.row() for finding in found], indent=2))
     elif not found:
         print(f"{len(known.entries)} samples in {len(known.index.shards)} shards, nothing is wrong")
     if found:
         raise summary(found, known)
+
+
+@contextmanager
+def _bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, beside which standard output has what is printed and nothing else."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    hidden, same = not console.is_terminal, sys.stdout.isatty()
+    with Progress(console=console, transient=True, disable=hidden, redirect_stdout=same) as progress:
+        bar = progress.add_task(text, total=total)
+        yield lambda done: progress.update(bar, completed=done)
 
 
 def stats(folders: list[str], json: bool = False, csv: bool = False, storage: StorageConfig | None = None) -> None:

@@ -126,7 +126,7 @@ class Clips(Dataset[Batch]):
         return tokens(*(size if shown.prepared else self.bounds.bucket(*size)))
 
     def __getitem__(self, request: Request) -> Batch:
-        batch = Batch([], request.cursor)
+        batch = Batch([], request.cursor, place=request.place, weight=request.weight)
         for position, number in enumerate(request.samples):
             sample = self._read(number) if self.seed is None else self._good(number, request.epochs[position], batch)
             if position >= len(request.samples) - request.padding:

@@ -27,12 +27,16 @@ class Request:
         cursor: In training, where the order stands after this batch: ``epoch`` and ``sample``, the global samples seen
             in it. Elsewhere ``sample``, the number of the batch's first sample.
         epochs: In training, the epoch of each sample: a batch may span two.
+        place: As of `bernini.conversation.Batch`.
+        weight: As of `bernini.conversation.Batch`.
     """
 
     samples: list[int]
     padding: int
     cursor: dict[str, int]
     epochs: Sequence[int] = ()
+    place: int | None = None
+    weight: float = 1.0
 
 
 class Order(Protocol):

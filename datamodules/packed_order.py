@@ -128,13 +128,17 @@ class Packed:
             window, first = self._window(number), number * self.length
             step, place = divmod(pack, self.packs)
             mine = window.steps[step].packs[place + rank]
+            used = window.used[pack - place : pack - place + self.packs + 1]  # of this step
+            place_in_step = used[place + rank] - used[0]
+            weight = (used[place + world] - used[place]) / (used[-1] - used[0]) * self.packs / world
             pack, packs = pack + world, packs + world
             seen = first + window.used[pack]
             if pack == len(window.steps) * self.packs:
                 number, pack, seen = number + 1, 0, first + self.length
             epoch, sample = divmod(seen, self.size)
             after = {"epoch": epoch, "sample": sample, "pack": pack, "packs": packs}
-            yield Request([window.samples[at] for at in mine], 0, after, [(first + at) // self.size for at in mine])
+            epochs = [(first + at) // self.size for at in mine]
+            yield Request([window.samples[at] for at in mine], 0, after, epochs, place_in_step, weight)
 
     def measures(self, cursor: Mapping[str, int]) -> dict[str, float]:
         """Of the optimizer step before ``cursor`` its tokens, what of the budget they leave, and how far costs differ.

@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shlex
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,14 @@ from test_configs import BASE, tiny
 from webdataset import TarWriter
 
 from bernini.cli import main
+from bernini.decoding import Limits
 from bernini.lightning_cli import run_lightning
 from bernini.media import encode_image, encode_video
+from datamodules import VideoDataModule
 from datamodules.index import MAX_SIZES
 from datamodules.mixing import SourceConfig
+from datamodules.packed_order import PackConfig
+from datamodules.prepare import prepare
 from datamodules.shards import Shards
 from datamodules.storage import REMOTE, StorageConfig
 
@@ -33,7 +39,7 @@ COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("bernini 
 FITS = [words for words in COMMANDS if words[:3] == ["fit", "-c", str(BASE.relative_to(ROOT))]]
 (INDEX,) = [words for words in COMMANDS if words[:2] == ["data", "index"]]
 PREPARES = [words for words in COMMANDS if words[0] == "prepare"]
-(PACKS,) = [words for words in COMMANDS if "--data.pack.tokens" in words]
+(PACKS,) = [words for words in COMMANDS if "configs/data/packs.yaml" in words]
 (URL,) = [words for words in COMMANDS if "https://example.org/shards" in words]
 
 
@@ -57,9 +63,10 @@ def test_command_is_built(words: list[str], wan: Path, shards: Path, monkeypatch
 
 def test_packs_are_trained_on(wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["24" if word == "72000" else word for word in PACKS]
-    words[words.index("-c") + 1] = str(BASE)
-    small = [word for word in tiny(BASE, wan, shards) if not word.startswith("--data.batch_size")]
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in PACKS]
+    small = ["--data.pack.tokens=24"] + [
+        word for word in tiny(BASE, wan, shards) if not word.startswith("--data.batch_size")
+    ]
     assert main([*words, *small, "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"]) == 0
     rows = logged_rows(tmp_path, "data")
     assert len(rows) == 2
@@ -114,6 +121,16 @@ def test_the_guide_names_every_option_scheme_and_suffix() -> None:
     options, schemes = StorageConfig.__dataclass_fields__, [f"{scheme}://" for scheme in REMOTE]
     for name in (*(f"`{name}`" for name in options), *schemes, *MAX_SIZES):
         assert name in GUIDE, name
+    limits = [f"limits.{field.name}" for field in fields(Limits)]
+    for name in (*limits, *(f"pack.{field.name}" for field in fields(PackConfig))):
+        assert name in GUIDE, name
+    _, module, command = re.split(r"^Of `.+`:$", GUIDE.partition("## Options\n")[2].partition("\n## ")[0], flags=re.M)
+    for table, function, given in (
+        (module, VideoDataModule.__init__, {"self"}),
+        (command, prepare, {"input", "output"}),
+    ):
+        listed = [name for row in re.findall(r"^\| (`.+?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)]
+        assert sorted(listed) == sorted(signature(function).parameters.keys() - given)
 
 
 @pytest.mark.parametrize("words", PREPARES, ids=" ".join)

@@ -3,12 +3,12 @@
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from multiprocessing import get_context
 
 import torch
@@ -75,7 +75,11 @@ class Finding:
 
 
 def lint(
-    folder: Folder, storage: StorageConfig | None = None, workers: int = 0, ignore: Collection[str] = ()
+    folder: Folder,
+    storage: StorageConfig | None = None,
+    workers: int = 0,
+    ignore: Collection[str] = (),
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Finding]:
     """Read every byte of a folder once; all that is wrong, in the order of the shards.
 
@@ -84,6 +88,7 @@ def lint(
         storage: How it is reached, for the workers.
         workers: Processes that read, a shard at a time each; 0 reads in this one.
         ignore: Rules to leave out.
+        progress: Called with the number of samples read.
 
     Raises:
         ConfigError: A rule is unknown, or ``workers`` negative.
@@ -102,8 +107,10 @@ def lint(
         if workers:
             pool = ProcessPoolExecutor(workers, get_context("forkserver"))
             every = stack.enter_context(pool).map(one, folder.index.shards)
-        for found in chain([_of_index(folder)], every):
+        done = accumulate((len(shard.entries) for shard in folder.index.shards), initial=0)
+        for count, found in zip(done, chain([_of_index(folder)], every), strict=True):
             yield from (finding for finding in found if finding.rule not in ignore)
+            progress(count)
 
 
 def _of_index(folder: Folder) -> list[Finding]:

@@ -281,6 +281,18 @@ def test_workers_and_urls_find_the_same(tmp_path: Path, capsys) -> None:
     assert [line.split(": ")[1] for line in io.StringIO(capsys.readouterr().out)] == ["hash", "hash"]
 
 
+def test_a_bar_shows_how_far_it_is(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards((make_conversation(i) for i in range(4)), tmp_path, samples_per_shard=1)
+    seen: list[int] = []
+    assert list(lint(Folder(tmp_path), progress=seen.append)) == [] and seen == [0, 1, 2, 3, 4]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which `rich` takes anything for a terminal
+    assert main(["data", "lint", str(tmp_path), "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out) == [] and "reading" in error and "100%" in error
+    monkeypatch.delenv("FORCE_COLOR")
+    assert found(capsys, tmp_path) == [] and not capsys.readouterr().err
+
+
 def test_a_bad_line_is_no_finding(tmp_path: Path, capsys) -> None:
     make_shards(tmp_path, 8)
     with file_server(tmp_path) as server:
