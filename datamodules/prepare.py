@@ -14,7 +14,6 @@ from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.files import replacing
 from bernini.media import fit, read_image, read_video
-from bernini.planner.settings import PlannerSettings
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
 from datamodules.buckets import Bounds
@@ -291,8 +290,7 @@ def prepare(
         raise ConfigError("Ray shares the devices out itself", where="--devices", fix="leave --devices away")
     found: Sequence[Source | ParquetRow]
     if from_parquet:
-        own = PlannerSettings.of(Path(planner)).vision if planner else VisionConfig()
-        found = find_rows(input, vision or own, fps or RELEASED_FPS)
+        found = find_rows(input, vision or _vision_of(planner), fps or RELEASED_FPS)
     else:
         found = find_sources(input, targets=not no_targets)
     bounds = Bounds(max_frames, max_edge, max_area, limits or Limits())
@@ -316,6 +314,14 @@ def prepare(
     skipped = f", {bad} bad ones skipped (see {BAD_SAMPLES})" if bad else ""
     print(f"{len(shards)} samples in {output}{skipped}, {size:.1f} MB, {time.monotonic() - started:.0f} s")
     return shards
+
+
+def _vision_of(planner: str | None) -> VisionConfig:
+    if planner is None:
+        return VisionConfig()
+    from bernini.planner.settings import PlannerSettings  # with all of transformers' planner
+
+    return PlannerSettings.of(Path(planner)).vision
 
 
 def _device_names(devices: list[str] | None) -> list[str]:

@@ -158,7 +158,7 @@ def in_processes(making: Making, jobs: Sequence[Job], devices: Sequence[str], wo
     if not workers:
         yield from _checked((job, own(job)) for own in [Maker(making, devices[0])] for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    context = multiprocessing.get_context("forkserver")  # CUDA does not survive a fork of this process
     places = context.SimpleQueue()
     for number in range(workers):
         places.put(devices[number % len(devices)])

@@ -171,7 +171,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in BAD), ("missing", 2)])
+@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in BAD), ("missing", 1)])
 def test_bad_rows(clips, tmp_path, capsys, name, workers):
     row, message = BAD[name]
     (clips / "broken.mp4").write_bytes((clips / "edit.src.mp4").read_bytes()[:700])

@@ -46,6 +46,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(clips: Path, wan: Path) -> list[str]:
+    imported = ["factories", "datamodules.prepare", "bernini.vae.codec", "bernini.text.encoder"]
+    multiprocessing.set_forkserver_preload(imported)  # once for all processes
     shard = ["--samples-per-shard", str(IN_SHARD)]
     return ["prepare", str(clips), "--vae", str(wan), "--text", str(wan), "--skip-bad", *shard]
 
@@ -78,14 +80,22 @@ def test_processes_make_the_same_bytes(options: list[str], expected: dict[str, b
 def cluster() -> Iterator[None]:
     """Ray with two processors of this machine."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, log_to_driver=False)
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")
-def test_ray_makes_the_same_bytes(options: list[str], expected: dict[str, bytes], tmp_path: Path) -> None:
-    assert main([*options, str(tmp_path / "out"), "--ray", "--workers", "2"]) == 0
+def test_ray_makes_the_same_bytes(
+    clips: Path, wan: Path, options: list[str], expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """By the command of the guide, with less of everything."""
+    from test_data_guide import RAY  # not above: processes that are started import this file
+
+    places = {"/shared/clips": str(clips), "/shared/shards": str(tmp_path / "out"), "64": "2"}
+    words = [places.get(word, str(wan) if "models" in word else word) for word in RAY]
+    assert options[:4] == [words[0], words[1], *words[3:5]]
+    assert main([*words, *options[4:]]) == 0
     assert contents(tmp_path / "out") == expected
 
 
@@ -100,10 +110,8 @@ def test_ray_tells_errors_as_they_are(clips: Path, tmp_path: Path, capsys: Any) 
 
 
 def start(args: list[str]) -> BaseProcess:
-    """The command in a process of its own, whose imports are made once for all."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["datamodules.prepare", "bernini.vae.codec", "bernini.text.encoder"])
-    process = context.Process(target=_run, args=(args,))
+    """The command in a process of its own."""
+    process = multiprocessing.get_context("forkserver").Process(target=_run, args=(args,))
     process.start()
     return process
 
@@ -160,25 +168,27 @@ def test_killed_anywhere_a_run_goes_on(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes where Linux lists them")
-def test_workers_end_with_a_run_that_is_killed(options: list[str], expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_workers_end_with_a_run_that_is_killed(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start([*options, "--workers=1", str(out)])
-    workers = wait_for(lambda: [pid for pid in children(process.pid) if b"spawn_main" in command_line(pid)])
-    wait_for(lambda: list(out.glob(".prepare/shard-000000.json")))
-    os.kill(workers[0], signal.SIGKILL)
-    process.join()
-    assert process.exitcode == 1 and "a worker process died" in (tmp_path / "out.log").read_text()
-    process = start([*options, "--workers=1", str(out)])
-    workers = wait_for(lambda: [pid for pid in children(process.pid) if b"spawn_main" in command_line(pid)])
-    wait_for(lambda: list(out.glob(".prepare/shard-000001.json")))
+    options = ["prepare", str(clips), "--skip-bad", "--samples-per-shard", "1", "--workers", "1", str(out)]
+    broken = start(options)
+    os.kill(wait_for(lambda: workers_of(broken.pid))[0], signal.SIGKILL)
+    broken.join()
+    assert broken.exitcode == 1 and "a worker process died" in (tmp_path / "out.log").read_text()
+    process = start(options)
+    left = wait_for(lambda: workers_of(process.pid))
+    wait_for(lambda: list(out.glob(".prepare/shard-*.json")))
     process.kill()
-    wait_for(lambda: not any(map(running, workers)), 10)
-    assert main([*options, str(out)]) == 0
-    assert contents(out) == expected
+    process.join()
+    wait_for(lambda: not any(map(running, left)), 10)
+    assert process.exitcode == -signal.SIGKILL
+    assert main(options) == 0 and len(Shards(out)) == COUNT - 1
 
 
-def command_line(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def workers_of(pid: int | None) -> list[int]:
+    """Processes that the server of a run has forked."""
+    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
 
 
 def test_what_is_made_is_not_made_again(clips: Path, wan: Path, tmp_path: Path, capsys: Any) -> None:
