@@ -79,14 +79,8 @@ class Packed:
     def __init__(
         self, order: Order, size: int, tokens: np.ndarray, mean: float, config: PackConfig, packs: int, seed: int
     ) -> None:
-        self.order, self.size, self.tokens, self.config, self.packs, self.seed = (
-            order,
-            size,
-            tokens,
-            config,
-            packs,
-            seed,
-        )
+        self.order, self.size, self.tokens = order, size, tokens
+        self.config, self.packs, self.seed = config, packs, seed
         if not 0 < tokens.min() <= tokens.max() <= config.tokens:
             raise ConfigError(
                 f"samples have {tokens.min()} to {tokens.max()} tokens, a pack takes {config.tokens}",

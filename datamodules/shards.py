@@ -36,7 +36,6 @@ def write_shards(
     *,
     samples_per_shard: int = 1000,
     shard_bytes: int = 1 << 30,
-    prefix: str = "shard",
     lossless: bool = False,
     limits: Limits | None = None,
 ) -> "Shards":
@@ -49,7 +48,6 @@ def write_shards(
         folder: Folder to write to; it must not hold shards yet.
         samples_per_shard: Most samples of a shard.
         shard_bytes: Size in bytes after which a new shard is begun.
-        prefix: Start of the file names.
         lossless: Keep the exact pixels of clips, as for the toy world.
         limits: What a clip may cost when it is looked at for the index; null takes the defaults.
 
@@ -71,7 +69,7 @@ def write_shards(
             sample = {"__key__": key, **encode(conversation, lossless=lossless)}
             if shards == 0 or count >= samples_per_shard or size >= shard_bytes:
                 current.close()
-                path = complete.enter_context(replacing(root / f"{prefix}-{shards:06d}.tar"))
+                path = complete.enter_context(replacing(root / f"shard-{shards:06d}.tar"))
                 tar = current.enter_context(_tar(path))
                 shards, count, size = shards + 1, 0, 0
             size += tar.write(sample)

@@ -1,6 +1,7 @@
-"""What is learned of packs does not depend on how many ranks share them."""
+"""What is learned of a step does not depend on how its samples are shared out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(wan: Path, mixed: Path, run: Path, ranks: int, packs: int = 4) -> dict[str, torch.Tensor]:
-    """Weights after two steps of plain gradient descent on so many packs each."""
+def trained(wan: Path, mixed: Path, run: Path, batches: int, ranks: int = 1, **data: Any) -> dict[str, torch.Tensor]:
+    """Weights after two steps of plain gradient descent on so many batches each."""
     config = make_config(wan, mixed, run, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}})
     config["model"]["init_args"]["dropout"] = {"text": 0.3, "video": 0.3}
-    config["data"]["init_args"] |= {"max_samples": None, "pack": PACK}
-    config["trainer"] |= {"accumulate_grad_batches": packs // ranks, "devices": ranks}
+    config["data"]["init_args"] |= {"max_samples": None, **data}
+    config["trainer"] |= {"accumulate_grad_batches": batches // ranks, "devices": ranks}
     config["trainer"] |= {"strategy": "ddp"} if ranks > 1 else {}
     keep_checkpoints(config, run, every=2)
     fit(config, ranks=ranks)
@@ -37,12 +38,21 @@ def trained(wan: Path, mixed: Path, run: Path, ranks: int, packs: int = 4) -> di
 
 
 def test_a_step_is_the_same_on_one_rank_and_on_two(wan: Path, mixed: Path, tmp_path: Path, relative_error) -> None:
-    one, two = (trained(wan, mixed, tmp_path / str(ranks), ranks) for ranks in (1, 2))
-    other = trained(wan, mixed, tmp_path / "other", 1, packs=2)
-    assert one.keys() == two.keys()
-    for name, weight in one.items():
-        assert torch.allclose(two[name], weight, rtol=1e-4, atol=1e-6), name
+    one, two = (trained(wan, mixed, tmp_path / str(ranks), 4, ranks, pack=PACK) for ranks in (1, 2))
+    other = trained(wan, mixed, tmp_path / "other", 2, pack=PACK)
+    check_alike(one, two)
     assert max(relative_error(other[name], weight) for name, weight in one.items()) > 0.01, "gradients are seen"
+
+
+def test_a_step_is_the_same_in_one_batch_and_in_several(wan: Path, mixed: Path, tmp_path: Path) -> None:
+    one = trained(wan, mixed, tmp_path / "one", 1, batch_size=4)
+    check_alike(one, trained(wan, mixed, tmp_path / "several", 4, batch_size=1))
+
+
+def check_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.allclose(other[name], weight, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
