@@ -21,7 +21,9 @@ from bernini.cli import main
 from bernini.errors import ConfigError
 from bernini.media import write_video
 from datamodules import progress
+from datamodules.index import INDEX
 from datamodules.prepare import BAD_SAMPLES, TEXT_FEATURES, prepare
+from datamodules.scanning import index_folder
 from datamodules.shards import Shards
 
 COUNT, IN_SHARD = 9, 2
@@ -64,11 +66,16 @@ def expected(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> di
     return contents(out)
 
 
-def test_what_a_run_writes(expected: dict[str, bytes]) -> None:
+def test_what_a_run_writes(expected: dict[str, bytes], tmp_path: Path) -> None:
     shards = {f"shard-{number:06d}.tar" for number in range(-(-COUNT // IN_SHARD))}
     assert expected.keys() == shards | {"index.jsonl", BAD_SAMPLES, TEXT_FEATURES}
     (bad,) = map(json.loads, expected[BAD_SAMPLES].splitlines())
     assert bad["key"] == "00000005" and "no target" in bad["what"]
+    for name in shards:
+        (tmp_path / name).write_bytes(expected[name])
+    index = index_folder(tmp_path)
+    assert (tmp_path / INDEX).read_bytes() == expected[INDEX], "as `bernini data index` makes it of the shards"
+    assert all(shown.prepared for shard in index.shards for entry in shard.entries for shown in entry.shown)
 
 
 def test_processes_make_the_same_bytes(options: list[str], expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -199,7 +206,7 @@ def test_what_is_made_is_not_made_again(clips: Path, wan: Path, tmp_path: Path, 
     assert main([*args, "--max-edge", "16"]) == 78
     error = capsys.readouterr().err
     assert "shards of another run" in error and "it differs in max_edge" in error
-    assert main([*args, "--skip-bad"]) == 0
+    assert main([*args, "--skip-bad", "--limits.timeout", "50"]) == 0, "limits change no sample that is there"
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert len(Shards(out)) == COUNT - 1
     assert main([*args, "--skip-bad"]) == 78
