@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.quality.chart import Chart, Curve
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import RunFolder, read_output
 from benchmarks.quality.interface import Item
-from benchmarks.quality.report import Case, Report, Table, write_report
 from benchmarks.quality.tables import write_inputs
 from benchmarks.quality.toy import ToyBenchmark
+from bernini.chart import Chart, Curve
 from bernini.errors import BerniniError, ConfigError
-from datamodules.prepare import write_toy_shards
+from bernini.report import Case, Report, Table, write_report
+from datamodules.toyworld.shards import write_toy_shards
 
 ROOT = Path(__file__).parents[1]
 ASSETS, CONFIG = ROOT / "assets" / "toy", ROOT / "configs" / "toy" / "lora.yaml"

@@ -16,6 +16,7 @@ LIGHTNING_VERBS = {
 OTHER_VERBS = {
     "generate": ("bernini.generate", "make and edit images and clips"),
     "prepare": ("datamodules.prepare", "turn clips into shards"),
+    "data": ("datamodules.commands", "index folders of shards, check them and look at them"),
     "export": ("bernini.checkpoints.export", "write models and LoRAs in the layouts of Bernini, diffusers and ComfyUI"),
     "check": ("bernini.check", "say what this machine has, and which kernels run on it"),
     "bench": ("benchmarks.bench", "score a model on a benchmark"),

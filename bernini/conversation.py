@@ -47,6 +47,11 @@ class Media:
     source: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prepared(self) -> bool:
+        """Whether features are there, for which no pixels need be read."""
+        return self.posterior is not None or (self.visual is not None and self.visual.features is not None)
+
     def tensors(self) -> list[Tensor]:
         """All tensors that are there."""
         seen = (self.visual.patches, self.visual.features) if self.visual else ()
@@ -244,6 +249,8 @@ class Conversation:
     @staticmethod
     def _message(item: dict[str, Any], images: Iterator[Any], videos: Iterator[Any]) -> Message:
         has_loss = None if item.get("has_loss") is None else bool(item["has_loss"])
+        if not isinstance(item.get("text"), str | None):
+            raise TypeError(f"a text is {item['text']!r}")
         message = Message(item["type"], text=item.get("text"), has_loss=has_loss)
         if message.is_image:
             message.media = Media(path=next(images))
@@ -266,14 +273,20 @@ class Batch:
         samples: Conversations, of any tasks and sizes.
         cursor: In training, where the data order stands after this batch; elsewhere ``sample``, the number of its first
             sample. A few plain integers.
+        bad: A row for each sample that could not be read and has been replaced: where it lies, and why. Plain JSON.
+        place: Place of its first sample among those of its optimizer step; null where all batches have as many.
+        weight: What the mean over its samples and those of all other ranks counts in the step, 1 on average.
     """
 
     samples: list[Conversation]
     cursor: dict[str, int] = field(default_factory=dict)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    place: int | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """A copy with every tensor on ``device``."""
-        return Batch([s.to(device, non_blocking) for s in self.samples], self.cursor)
+        return replace(self, samples=[s.to(device, non_blocking) for s in self.samples])

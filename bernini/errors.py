@@ -38,6 +38,31 @@ class DataError(BerniniError):
     exit_code = 77
 
 
+class BadSample(DataError):
+    """One sample that cannot be served, while others can.
+
+    Args:
+        what: What is wrong, in one sentence.
+        shard: Path or URL of the sample's shard.
+        key: Key of the sample.
+        member: Suffix of the member at fault; empty where that is not known.
+        offset: Byte of the shard at which that member begins.
+        why: Why that cannot work.
+        fix: The command or key that mends it.
+    """
+
+    def __init__(
+        self, what: str, *, shard: str, key: str, member: str = "", offset: int = 0, why: str = "", fix: str = ""
+    ) -> None:
+        self.shard, self.key, self.member, self.offset = shard, key, member, offset
+        super().__init__(what, where=f"{shard}:{key}" + (f".{member}" if member else ""), why=why, fix=fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the parts apart on the way out of a worker process."""
+        place = partial(type(self), shard=self.shard, key=self.key, member=self.member, offset=self.offset)
+        return partial(place, why=self.why, fix=self.fix), (self.what,)
+
+
 class CheckpointError(BerniniError):
     """Weights or a checkpoint that do not fit the model."""
 

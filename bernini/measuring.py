@@ -26,7 +26,10 @@ class Measured(ConfiguredOptimizer):
     def losses(
         self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
     ) -> tuple[Tensor, MeanTable]:
-        """The loss of samples whose randomness depends on their keys and the seed, and means of its parts."""
+        """The loss of samples whose randomness depends on their keys and the seed, and means of its parts.
+
+        The mean of the loss over ranks is that of all their samples in one batch, and so with its gradients.
+        """
 
     @abstractmethod
     def empty_table(self) -> MeanTable:
@@ -38,15 +41,22 @@ class Measured(ConfiguredOptimizer):
         self._trained = self.empty_table()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One packed forward."""
-        key = ("train", self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        first = data_rank(self) * len(batch)  # so that a sample's draws do not depend on the number of ranks
+        """One packed forward.
+
+        Draws depend on a sample's place in the optimizer step, and its targets weigh as all others of the step, so
+        that neither depends on the number of ranks.
+        """
+        first = batch.place
+        if first is None:
+            rank, ranks = data_rank(self)
+            first = (batch_idx % self.trainer.accumulate_grad_batches * ranks + rank) * len(batch)
+        key = ("train", self.global_step, 0)  # 0: the draws of runs that were begun when batches of a step had a number
         torch.manual_seed(draw_seed(self.seed, *key, first))  # for what layers draw themselves, as a LoRA's dropout
         loss, table = self.losses(batch.samples, [(*key, first + i) for i in range(len(batch))])
         self._trained += table
         shown = table.means().get("loss", loss.detach())
         self.log("train/loss", shown, prog_bar=True, logger=False, batch_size=len(batch))
-        return loss
+        return batch.weight * loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Every ``log_every_n_steps`` steps, log means over all samples of all ranks since the last time.

@@ -17,16 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bernini.conversation import Media
+from bernini.decoding import Decode, Limits, Probe, check_size, decode_video, open_source, open_video
 from bernini.errors import ConfigError, DataError
 from bernini.files import replacing
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.video.stream import VideoStream
+    from PIL.Image import Image
 
 CropMethod = Literal["left", "center", "right"]
-MAX_EDGE = 8192  # pixels; a header that claims more is refused before anything is allocated
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"  # no playlist formats: those open further files
 _IMAGES = ("PNG", "JPEG", "WEBP", "BMP")
 
 
@@ -93,24 +92,28 @@ def read_video(
     duration: float | None = None,
     crop_method: CropMethod = "left",
     where: str = "",
+    decode: Decode = decode_video,
 ) -> Media:
     """Read a clip.
 
-    Frames are taken by their number, at the average rate of the file, as `frame_rule` says; rotation metadata is
-    applied. The decoder runs from the start of the file, stops at the first error and keeps only the frames asked for.
+    Frames are taken by their number, at the average rate of the file, as `frame_rule` says; in a file whose frames come
+    at other times, a number is the frame nearest to its time. Rotation metadata is applied. The decoder runs from the
+    start of the file, stops at the first error and keeps only the frames asked for.
 
     Args:
-        file: Path, or the bytes of a file (MP4, MOV, MKV, WebM, AVI).
+        file: Path (MP4, MOV, MKV, WebM or AVI, as its suffix says), or the bytes of an MP4.
         fps: Frames per second to sample at; ``None`` keeps the file's.
         max_frames: Most frames of the clip.
         start: Seconds of the file to skip.
         duration: Seconds to use; ``None`` reads on to the end.
         crop_method: Part of a too long clip that is kept.
         where: What to call the file in an error; its path when empty.
+        decode: What decodes: this process, or for files that are not trusted `datamodules.decoder.Decoder`.
 
     Returns:
-        ``pixels`` ``[3, T, H, W]`` uint8 with ``T = 4k + 1``, ``fps``, and ``source``: ``height``, ``width``,
-        ``frames``, ``fps`` of the covered span of the file, and ``sampled``, the frames of ``pixels`` without padding.
+        ``pixels`` ``[3, T, H, W]`` uint8 with ``T = 4k + 1``, each frame channels-last in memory, ``fps``, and
+        ``source``: ``height``, ``width``, ``frames``, ``fps`` of the covered span of the file, and ``sampled``, the
+        frames of ``pixels`` without padding.
 
     Raises:
         ConfigError: An option has no meaning, as a negative rate.
@@ -123,102 +126,47 @@ def read_video(
             f"cannot sample at fps {fps}, max_frames {max_frames}, start {start}", fix="use positive numbers, or null"
         )
     where = where or ("" if isinstance(file, bytes) else str(file))
-    probed = probe_video(file, where=where)
-    total, native = int(probed["frames"]), probed["fps"]
-    skipped = round(start * native)
-    span = total - skipped if duration is None else min(total - skipped, round(duration * native))
-    if span < 1:
-        why = f"the file has {total} frames at {native:g} fps, asked for {duration or 'all'} s from second {start:g}"
-        raise DataError("the clip has no frame to read", where=where, why=why, fix="check `start` and `duration`")
-    rule = frame_rule(span, native, fps, max_frames, crop_method)
-    with _open_video(file, where) as (container, stream):
-        pixels = _decode(container, stream, [skipped + i for i in rule.indices], where)
-    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": rule.covered, "fps": native}
+
+    def rule(probed: Probe) -> tuple[int, FrameRule]:
+        skipped = round(start * probed.fps)
+        left = probed.frames - skipped
+        span = left if duration is None else min(left, round(duration * probed.fps))
+        if span < 1:
+            held = f"the file has {probed.frames} frames at {probed.fps:g} fps"
+            why = f"{held}, asked for {duration or 'all'} s from second {start:g}"
+            raise DataError("the clip has no frame to read", where=where, why=why, fix="check `start` and `duration`")
+        return skipped, frame_rule(span, probed.fps, fps, max_frames, crop_method)
+
+    def pick(probed: Probe) -> list[int]:
+        skipped, sampled = rule(probed)
+        return [skipped + index for index in sampled.indices]
+
+    probed, frames = decode(file, pick, where)
+    _, taken = rule(probed)
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)
+    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": taken.covered, "fps": probed.fps}
     path = None if isinstance(file, bytes) else str(file)
-    return Media(path=path, pixels=pixels, fps=float(fps or native), source={**source, "sampled": rule.sampled})
+    return Media(path=path, pixels=pixels, fps=float(fps or probed.fps), source={**source, "sampled": taken.sampled})
 
 
 def probe_video(file: str | Path | bytes, *, where: str = "") -> dict[str, float]:
     """Count the frames of a clip without decoding them.
 
     Args:
-        file: Path, or the bytes of a file.
+        file: Path, or the bytes of an MP4.
         where: What to call the file in an error; its path when empty.
 
     Returns:
         ``height`` and ``width`` as stored, before any rotation, ``frames`` and ``fps``.
 
     Raises:
-        DataError: The file is missing, cut short, or has no video.
+        DataError: The file is missing, cut short, of a kind that is not decoded, or has no video.
     """
     where = where or ("" if isinstance(file, bytes) else str(file))
-    with _open_video(file, where) as (container, stream):
-        frames = sum(1 for packet in container.demux(stream) if _is_frame(packet, where))
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        height, width = stream.height, stream.width
-    if fps <= 0 or frames == 0:
-        raise DataError("the clip has no frames or no frame rate", where=where, fix="encode the clip again")
-    return {"height": height, "width": width, "frames": frames, "fps": fps}
-
-
-@contextmanager
-def _open_video(file: str | Path | bytes, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    import av
-
-    if not isinstance(file, bytes) and not Path(file).is_file():
-        raise DataError("the clip does not exist", where=where, fix="check the path; it is relative to its list")
-    try:
-        opened = io.BytesIO(file) if isinstance(file, bytes) else str(file)
-        with av.open(opened, "r", options={"format_whitelist": _CONTAINERS}) as container:
-            if not container.streams.video:
-                raise DataError("the file has no video stream", where=where, fix="give a clip, or an image as `images`")
-            stream = container.streams.video[0]
-            _check_edges(stream.height, stream.width, where)
-            # Threads cost more than they save on small frames.
-            stream.thread_type = "AUTO" if stream.height * stream.width > 256 * 256 else "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}  # else damaged blocks are painted over silently
-            yield container, stream
-    except av.FFmpegError as error:
-        raise DataError(
-            f"the clip cannot be decoded: {error.strerror}",
-            where=where,
-            why="it is damaged, cut short, or not a clip at all",
-            fix="play it, encode it again, or leave the sample out",
-        ) from error
-
-
-def _is_frame(packet: Any, where: str) -> bool:
-    if packet.is_corrupt:
-        raise DataError("the clip is cut short", where=where, why="its end is missing", fix="copy or encode it again")
-    return packet.size > 0 and not packet.is_discard
-
-
-def _decode(container: "InputContainer", stream: "VideoStream", indices: list[int], where: str) -> Tensor:
-    """Decode the frames of the ascending ``indices``; a frame that is asked for twice is decoded once."""
-    pixels: Tensor | None = None
-    done = 0
-    for number, frame in enumerate(container.decode(stream)):
-        if number != indices[done]:
-            continue
-        array = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-        turned = torch.rot90(array, frame.rotation // 90, (0, 1)).permute(2, 0, 1)
-        if pixels is None:
-            pixels = torch.empty(3, len(indices), *turned.shape[1:], dtype=torch.uint8)
-        if turned.shape[1:] != pixels.shape[2:]:
-            raise DataError("the frame size changes inside the clip", where=where, fix="encode the clip again")
-        while done < len(indices) and indices[done] == number:
-            pixels[:, done] = turned
-            done += 1
-        if done == len(indices):
-            break
-    if pixels is None or done < len(indices):
-        raise DataError(f"the clip ends at frame {done} of {len(indices)}", where=where, fix="encode the clip again")
-    return pixels
-
-
-def _check_edges(height: int, width: int, where: str) -> None:
-    if not (0 < height <= MAX_EDGE and 0 < width <= MAX_EDGE):
-        raise DataError(f"a frame of {width}x{height} pixels", where=where, why=f"the edges may be 1 to {MAX_EDGE}")
+    source, suffix = open_source(file, where)
+    with source, open_video(source, suffix, where) as video:
+        probed = video.probed
+    return {"height": probed.height, "width": probed.width, "frames": probed.frames, "fps": probed.fps}
 
 
 def write_video(path: str | Path, pixels: Tensor, fps: float, *, lossless: bool = False) -> None:
@@ -284,35 +232,56 @@ def _check_pixels(pixels: Tensor, where: str) -> None:
         )
 
 
-def read_image(file: str | Path | bytes, *, where: str = "") -> Media:
+def read_image(file: str | Path | bytes, *, where: str = "", limits: Limits | None = None) -> Media:
     """Read an image, turned upright as its metadata says; transparency becomes white.
 
     Args:
         file: Path, or the bytes of a PNG, JPEG, WebP or BMP file.
         where: What to call the file in an error; its path when empty.
+        limits: What it may cost; null for a file that is trusted.
 
     Returns:
         ``pixels`` ``[3, 1, H, W]`` uint8 and ``source``.
 
     Raises:
-        DataError: The file is missing or damaged.
+        DataError: The file is missing, damaged or beyond a limit.
     """
     import numpy as np
     from PIL import Image, ImageOps
+
+    with _open_image(file, where, limits) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
+    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
+    return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)
+
+
+def image_size(data: bytes, where: str, limits: Limits | None = None) -> tuple[int, int]:
+    """Height and width in pixels of a file's bytes, as stored, without decoding it.
+
+    Raises:
+        DataError: As for `read_image`, as far as the header shows.
+    """
+    with _open_image(data, where, limits) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _open_image(file: str | Path | bytes, where: str, limits: Limits | None) -> Iterator["Image"]:
+    """Open an image; what Pillow raises in the context becomes a `DataError`."""
+    from PIL import Image, UnidentifiedImageError
 
     where = where or ("" if isinstance(file, bytes) else str(file))
     if not isinstance(file, bytes) and not Path(file).is_file():
         raise DataError("the image does not exist", where=where, fix="check the path; it is relative to its list")
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_IMAGES) as image:
-            _check_edges(image.height, image.width, where)
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+            check_size(image.height, image.width, where, limits)
+            yield image
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise DataError(f"the image cannot be read: {error}", where=where, fix="save it again as PNG") from error
-    pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)[:, None].contiguous()
-    source = {"height": pixels.shape[2], "width": pixels.shape[3], "frames": 1, "fps": 0.0, "sampled": 1}
-    return Media(path=None if isinstance(file, bytes) else str(file), pixels=pixels, source=source)
+        why = "it is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"the image cannot be read: {why}", where=where, fix="save it again as PNG") from error
 
 
 def write_image(path: str | Path, pixels: Tensor) -> None:
@@ -341,13 +310,26 @@ def _image(pixels: Tensor, where: str) -> Any:
     return Image.fromarray(pixels[:, 0].permute(1, 2, 0).cpu().numpy())
 
 
-def fit_size(height: int, width: int, *, max_edge: int, multiple: int = 16, min_edge: int = 1) -> tuple[int, int]:
+def fit_size(
+    height: int,
+    width: int,
+    *,
+    max_edge: int | None = None,
+    max_area: int | None = None,
+    multiple: int = 16,
+    min_edge: int = 1,
+) -> tuple[int, int]:
     """Size that keeps the aspect ratio, both edges multiples of ``multiple``; nothing grows beyond what that asks for.
+
+    A frame of more than ``max_area`` pixels is scaled by the root of what is too much (the released preprocessing
+    leaves the root out, and shrinks too far). Where rounding up still gives more, the edge steps down that leaves the
+    aspect ratio closer to the frame's.
 
     Args:
         height: Height in pixels.
         width: Width in pixels.
-        max_edge: Most pixels of the longer edge; it goes before ``min_edge``.
+        max_edge: Most pixels of the longer edge; it goes before ``min_edge``. Null for no limit.
+        max_area: Most pixels of the frame; it goes before ``min_edge``, too. Null for no limit.
         multiple: What both edges are multiples of; 16 is the VAE's stride times the patch size.
         min_edge: Least pixels of the shorter edge; a smaller frame is enlarged to it.
 
@@ -355,24 +337,36 @@ def fit_size(height: int, width: int, *, max_edge: int, multiple: int = 16, min_
         Height and width.
 
     Raises:
-        ConfigError: ``max_edge`` is smaller than ``multiple``.
+        ConfigError: ``max_edge`` is smaller than ``multiple``, or ``max_area`` than its square.
     """
-    if max_edge < multiple:
+    if max_edge is not None and max_edge < multiple:
         raise ConfigError(f"max_edge {max_edge} is smaller than {multiple}", why=f"edges are multiples of {multiple}")
-    scale = max(min(1.0, max_edge / max(height, width)), min_edge / min(height, width))
-    scale = min(scale, max_edge / max(height, width))
+    if max_area is not None and max_area < multiple**2:
+        raise ConfigError(f"max_area {max_area} is smaller than {multiple}^2", why=f"edges are multiples of {multiple}")
+    most = math.inf if max_edge is None else max_edge / max(height, width)
+    if max_area is not None:
+        most = min(most, math.sqrt(max_area / (height * width)))
+    scale = min(max(min(1.0, most), min_edge / min(height, width)), most)
 
     def fit(edge: int) -> int:
-        return min(max(1, round(edge * scale / multiple)), max_edge // multiple) * multiple
+        fitted = max(1, round(edge * scale / multiple)) * multiple
+        return fitted if max_edge is None else min(fitted, max_edge // multiple * multiple)
 
-    return fit(height), fit(width)
+    def distortion(size: tuple[int, int]) -> float:
+        return abs(math.log(size[0] * width / (size[1] * height))) if min(size) else math.inf
+
+    size = fit(height), fit(width)
+    while max_area is not None and size[0] * size[1] > max_area:
+        size = min((size[0] - multiple, size[1]), (size[0], size[1] - multiple), key=distortion)
+    return size
 
 
-def fit(media: Media, max_edge: int | None, min_edge: int = 1) -> Media:
-    """Resize the pixels of an image or a clip as `fit_size` says; without ``max_edge`` edges are only rounded."""
+def fit(media: Media, max_edge: int | None, min_edge: int = 1, max_area: int | None = None) -> Media:
+    """Resize the pixels of an image or a clip as `fit_size` says; without limits edges are only rounded."""
     assert media.pixels is not None
     height, width = media.pixels.shape[2:]
-    size = fit_size(height, width, max_edge=max_edge or max(height, width, 16), min_edge=min_edge)
+    max_edge = max_edge or max(height, width, 16)
+    size = fit_size(height, width, max_edge=max_edge, max_area=max_area, min_edge=min_edge)
     return replace(media, pixels=resize(media.pixels, *size))
 
 

@@ -65,7 +65,9 @@ def gather(model: nn.Module) -> dict[str, Tensor]:
     return whole
 
 
-def data_rank(module: "L.LightningModule") -> int:
-    """Rank among those that see different data; peers on the second mesh axis share their draws."""
-    mesh = module.device_mesh
-    return module.global_rank if mesh is None else mesh["data_parallel"].get_local_rank()
+def data_rank(module: "L.LightningModule") -> tuple[int, int]:
+    """Rank among those that see different data, and how many do; peers on the second mesh axis share their draws."""
+    if module.device_mesh is None:
+        return module.global_rank, module.trainer.world_size
+    mesh = module.device_mesh["data_parallel"]
+    return mesh.get_local_rank(), mesh.size()

@@ -1,13 +1,20 @@
-"""The order of samples: a pure function of (seed, epoch, size), the same at any number of ranks and workers.
+"""The order of samples: a pure function of (seed, epoch, fingerprint), the same at any number of ranks and workers.
 
-Global batch number b of an epoch is positions ``[b * G, (b + 1) * G)`` of the epoch's order, G being the global batch
-size; a rank takes its slice of those. What is left at the end, fewer than G samples, is dropped from that epoch.
+A run trains on one endless row of samples, pass after pass. Global batch number b is its positions
+``[b * G, (b + 1) * G)``, G being the global batch size; a rank takes its slice of those. A batch may span two passes,
+so that no pass leaves a sample out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
+
+from datamodules.mixing import Mix
+
+CACHED_WINDOWS = 2  # the one being read, and the next, into which a batch may reach
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,24 @@ class Request:
         padding: How many of them, at the end, are repeats that only keep the ranks in step.
         cursor: In training, where the order stands after this batch: ``epoch`` and ``sample``, the global samples seen
             in it. Elsewhere ``sample``, the number of the batch's first sample.
+        epochs: In training, the epoch of each sample: a batch may span two.
+        place: As of `bernini.conversation.Batch`.
+        weight: As of `bernini.conversation.Batch`.
     """
 
     samples: list[int]
     padding: int
     cursor: dict[str, int]
+    epochs: Sequence[int] = ()
+    place: int | None = None
+    weight: float = 1.0
+
+
+class Order(Protocol):
+    """A row of sample numbers without an end."""
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a position."""
 
 
 def permutation(seed: int, epoch: int, size: int, *more: int) -> np.ndarray:
@@ -31,53 +51,77 @@ def permutation(seed: int, epoch: int, size: int, *more: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, size, *more]))).permutation(size)
 
 
-def mixture(seed: int, epoch: int, groups: Sequence[Sequence[int]], weights: Sequence[float]) -> np.ndarray:
-    """As many samples as the groups hold, drawn so that every group has its share at every moment.
+class Shuffled:
+    """Pass after pass over the samples of some shards, each pass in an order of its own.
 
-    Each draw takes the group that is furthest behind its share (largest deficit first), and in it the next sample of
-    the group's own shuffled order, shuffled anew whenever it runs out.
+    A pass permutes the shards, and then the samples of every ``window`` shards that follow each other: reading stays
+    with a few shards at a time. Any position is found from the orders of the shards and of its window alone.
 
     Args:
+        shards: Number of samples of each shard; samples are numbered through.
+        window: Shards whose samples are shuffled together; as many as there are make it a shuffle of all.
         seed: Seed.
-        epoch: Epoch.
-        groups: Sample numbers of each group, none empty.
-        weights: Share of each group, positive, in any unit.
+        key: Numbers that tell the data apart from others that are shuffled with this seed.
+        first: Number of the first sample.
 
-    Returns:
-        Sample numbers in order.
+    Attributes:
+        size: Samples of a pass.
     """
-    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    streams = [_endless(seed, epoch, number, group) for number, group in enumerate(groups)]
-    drawn = np.zeros(len(groups))
-    order = np.empty(sum(map(len, groups)), dtype=np.int64)
-    for position in range(len(order)):
-        behind = int(np.argmax(shares * (position + 1) - drawn))
-        drawn[behind] += 1
-        order[position] = next(streams[behind])
-    return order
+
+    def __init__(self, shards: Sequence[int], window: int, seed: int, key: Sequence[int] = (), first: int = 0) -> None:
+        self.sizes, self.window, self.seed, self.key = np.asarray(shards, dtype=np.int64), window, seed, tuple(key)
+        self.starts = first + np.cumsum(self.sizes) - self.sizes
+        self.size = int(self.sizes.sum())
+        self._shards = lru_cache(CACHED_WINDOWS)(self._permuted_shards)
+        self._samples = lru_cache(CACHED_WINDOWS)(self._permuted_samples)
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a position, counted over all passes."""
+        epoch, place = divmod(position, self.size)
+        _, ends = self._shards(epoch)
+        number = int(np.searchsorted(ends, place, side="right"))
+        return int(self._samples(epoch, number)[place - (int(ends[number - 1]) if number else 0)])
+
+    def _permuted_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of a pass in order, and the position at which each window ends."""
+        shards = permutation(self.seed, epoch, len(self.sizes), *self.key)
+        sizes = self.sizes[shards]
+        return shards, np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), self.window)))
+
+    def _permuted_samples(self, epoch: int, number: int) -> np.ndarray:
+        """The samples of a window in order."""
+        shards = self._shards(epoch)[0][number * self.window : (number + 1) * self.window]
+        samples = np.concatenate([self.starts[shard] + np.arange(self.sizes[shard]) for shard in shards])
+        return samples[permutation(self.seed, epoch, len(samples), *self.key, number)]
 
 
-def _endless(seed: int, epoch: int, number: int, group: Sequence[int]) -> Iterator[int]:
-    turn = 0
-    while True:
-        for at in permutation(seed, epoch, len(group), number, turn):
-            yield group[at]
-        turn += 1
+class Mixed:
+    """Several orders in one, each in its share.
 
+    Args:
+        mix: Says whose turn it is.
+        orders: Order of each source of the mix.
+    """
 
-def settled(cursor: Mapping[str, int], size: int, step: int) -> dict[str, int]:
-    """The cursor or, when a run with smaller global batches left less than ``step`` samples, that of the next epoch."""
-    return dict(cursor) if size - cursor["sample"] >= step else {"epoch": cursor["epoch"] + 1, "sample": 0}
+    def __init__(self, mix: Mix, orders: Sequence[Order]) -> None:
+        self.mix, self.orders = mix, orders
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a position."""
+        source, place = self.mix.draw(position)
+        return self.orders[source][place]
 
 
 def train_requests(
-    order: Sequence[int] | np.ndarray, cursor: Mapping[str, int], batch_size: int, rank: int, world: int
+    order: Order, cursor: Mapping[str, int], size: int, length: int, batch_size: int, rank: int, world: int
 ) -> Iterator[Request]:
     """Batches of one rank from ``cursor`` to the end of its epoch.
 
     Args:
-        order: Order of the cursor's epoch.
-        cursor: ``epoch`` and ``sample``, settled.
+        order: Order of the samples.
+        cursor: ``epoch`` and ``sample``.
+        size: Samples of an epoch, by which cursors count.
+        length: Global batches of an epoch.
         batch_size: Samples per rank.
         rank: Data-parallel rank.
         world: Number of data-parallel ranks.
@@ -86,11 +130,13 @@ def train_requests(
         One request per global batch.
     """
     step = batch_size * world
-    for start in range(cursor["sample"], len(order) - step + 1, step):
-        mine = order[start + rank * batch_size : start + (rank + 1) * batch_size]
-        last = start + 2 * step > len(order)
-        after = {"epoch": cursor["epoch"] + last, "sample": 0 if last else start + step}
-        yield Request([int(number) for number in mine], 0, after)
+    start = cursor["epoch"] * size + cursor["sample"]
+    for _ in range(length - start // step % length):
+        mine = range(start + rank * batch_size, start + (rank + 1) * batch_size)
+        start += step
+        epoch, sample = divmod(start, size)
+        cursor = {"epoch": epoch, "sample": sample}
+        yield Request([order[position] for position in mine], 0, cursor, [position // size for position in mine])
 
 
 def eval_requests(size: int, batch_size: int, rank: int, world: int) -> list[Request]:

@@ -1,23 +1,29 @@
 """`bernini prepare`: clips to shards, raw or with the features of a frozen VAE, text encoder and vision tower."""
 
-import json
 import time
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from bernini.conversation import Conversation, Media, Message
-from bernini.errors import BerniniError, ConfigError
-from bernini.media import fit, probe_video, read_image, read_video
+from bernini.decoding import Limits
+from bernini.errors import ConfigError
+from bernini.files import replacing
+from bernini.media import fit, read_image, read_video
 from bernini.planner.vision import VisionConfig
 from bernini.tasks import get_task
-from datamodules.loading import ErrorsAsValues
-from datamodules.shards import Shards, write_shards
+from datamodules.buckets import Bounds
+from datamodules.commands import underscored
+from datamodules.decoder import decoder
+from datamodules.loading import BAD_SAMPLES
+from datamodules.parquet import ParquetRow, find_rows
+from datamodules.preparing import Job, Making, in_processes, on_ray, one_thread
+from datamodules.progress import Run
+from datamodules.shards import Shards
 from datamodules.sources import CLIP_OPTIONS, Source, find_sources
 
 if TYPE_CHECKING:
@@ -30,43 +36,40 @@ FLAGS: dict[str | int, str] = {
     "lossless": "store clips without any loss",
     "no_targets": "leave targets out, as for prediction; a plain NAME.mp4 is then a source",
     "skip_bad": "leave bad samples out and list them in bad_samples.jsonl",
+    "from_parquet": "the input is a parquet file of the released format, or a folder of them",
+    "ray": "share the work among the workers of a Ray cluster",
 }
-BAD_SAMPLES = "bad_samples.jsonl"
 TEXT_FEATURES = "text_features.safetensors"
-TOY_BATCH = 8
+RELEASED_FPS = 16  # of the latents in released parquet files
 
 
-class Reader(Dataset[Conversation]):
+class Reader:
     """Reads samples from their files.
 
     Args:
-        sources: Samples to read.
         task: Task that goes before the samples' own.
         targets: Whether targets are required; if not, they are left out.
         fps: Frames per second of the clips; ``None`` keeps each file's.
-        max_frames: Most frames of a clip.
-        max_edge: Longest edge in pixels; ``None`` only rounds the edges to multiples of 16.
+        bounds: What is taken of them; without limits, edges are only rounded to multiples of 16.
         copy: Whether a file that is used as it is may be copied, in place of its decoded pixels.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
         task: str | None,
         targets: bool,
         fps: float | None,
-        max_frames: int | None,
-        max_edge: int | None,
+        bounds: Bounds,
         copy: bool,
     ) -> None:
-        self.sources, self.task, self.targets = sources, task, targets
-        self.fps, self.max_frames, self.max_edge, self.copy = fps, max_frames, max_edge, copy
+        self.task, self.targets = task, targets
+        self.fps, self.bounds, self.copy = fps, bounds, copy
 
-    def __getitem__(self, number: int) -> Conversation:
-        source = self.sources[number]
+    def __call__(self, source: Source | ParquetRow) -> Conversation:
+        """The sample with pixels, or the file that is stored as it is, of all media without features."""
         sample = source.conversation(self.task, self.targets)
         for message in sample.messages:
-            if message.media is not None:
+            if message.media is not None and not message.media.prepared:
                 message.media = self._read(message, message.media, source.where)
         return sample
 
@@ -74,12 +77,15 @@ class Reader(Dataset[Conversation]):
         assert media.path is not None
         path, where = Path(media.path), f"{media.path} (sample {where})"
         if message.is_image:
-            read, whole = read_image(path, where=where), path.suffix.lower() in (".png", ".jpg", ".jpeg")
+            read = read_image(path, where=where, limits=self.bounds.limits)
+            whole = path.suffix.lower() in (".png", ".jpg", ".jpeg")
         else:
             known = {name: media.options[name] for name in CLIP_OPTIONS if media.options.get(name) is not None}
-            read = read_video(path, fps=self.fps, max_frames=self.max_frames, where=where, **known)
-            whole = path.suffix.lower() == ".mp4" and read.source["sampled"] == probe_video(path)["frames"]
-        fitted = fit(read, self.max_edge)
+            decode = decoder(self.bounds.limits)
+            known |= {"max_frames": self.bounds.max_frames, "decode": decode}
+            read = read_video(path, fps=self.fps, where=where, **known)
+            whole = path.suffix.lower() == ".mp4" and read.source["sampled"] == decode.probe(path, where).frames
+        fitted = fit(read, self.bounds.max_edge, max_area=self.bounds.max_area)
         fitted.options = media.options
         if self.copy and whole and fitted.pixels is read.pixels:  # as it was
             fitted.pixels = None
@@ -141,11 +147,14 @@ class Featurizer:
         clips = [media for sample in samples for media in sample.media()]
         if self.vit:
             self.vit.add_features(samples, self.dtype)
+        else:
+            for media in clips:  # a released row brings features of a tower, which none is named for
+                media.visual = None
         if self.codec:
             from bernini.renderer.latents import encode_media
 
             for media, posterior in zip(clips, encode_media(self.codec, clips), strict=True):
-                media.posterior = posterior.to("cpu", self.dtype)
+                media.posterior = posterior.to("cpu", self.dtype) if media.posterior is None else posterior
         if self.reads_pixels:
             for media in clips:
                 media.pixels = None
@@ -171,6 +180,47 @@ class Featurizer:
         return [rows.to("cpu", self.dtype) for rows in self.encoder.encode(texts)]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """All that a prepared sample depends on, but for what it is made of; see `prepare`."""
+
+    task: str | None
+    targets: bool
+    fps: float | None
+    bounds: Bounds
+    vae: str | None
+    text: str | None
+    planner: str | None
+    vision: VisionConfig | None
+    dtype: str
+
+    def plan(self) -> dict[str, Any]:
+        """Plain values on which the bytes of a sample depend; limits refuse samples and change none."""
+        plan = asdict(self)
+        return {name: value for name, value in (plan | plan.pop("bounds")).items() if name != "limits"}
+
+    def open(self, device: str) -> Callable[[Source | ParquetRow], Conversation]:
+        """The map from a sample that was found to the sample that is stored.
+
+        Args:
+            device: Device of the models, which are loaded.
+
+        Raises:
+            CheckpointError: The VAE, the text encoder or the planner cannot be read.
+            ConfigError: The tower takes other patches.
+        """
+        models = self.vae, self.text, DTYPES[self.dtype], torch.device(device), self.planner, self.vision
+        features = Featurizer(*models)
+        copy = not features.reads_pixels
+        reader = Reader(self.task, self.targets, self.fps, self.bounds, copy=copy)
+
+        def prepared(source: Source | ParquetRow) -> Conversation:
+            (sample,) = features([reader(source)])
+            return sample
+
+        return prepared
+
+
 def prepare(
     input: str,
     output: str,
@@ -178,20 +228,24 @@ def prepare(
     fps: float | None = 16,
     max_frames: int | None = 81,
     max_edge: int | None = 480,
+    max_area: int | None = None,
+    limits: Limits | None = None,
     vae: str | None = None,
     text: str | None = None,
     planner: str | None = None,
     vision: VisionConfig | None = None,
     negative_prompt: str = "",
     dtype: Literal["fp32", "fp16", "bf16"] = "bf16",
-    device: str = "auto",
+    devices: list[str] | None = None,
     workers: int = 0,
-    samples_per_shard: int = 1000,
+    samples_per_shard: int = 100,
     lossless: bool = False,
     no_targets: bool = False,
     skip_bad: bool = False,
+    from_parquet: bool = False,
+    ray: bool = False,
 ) -> Shards:
-    """Turn clips into shards.
+    """Turn clips into shards; a run that was broken off goes on where it stopped.
 
     Args:
         input: Folder with NAME.src.mp4, NAME.tgt.mp4, NAME.ref0.png, NAME.txt (prompt), or a JSON-lines list with
@@ -201,123 +255,94 @@ def prepare(
         fps: Frames per second of the clips; null keeps each file's.
         max_frames: Most frames of a clip, 4k + 1; null for no limit.
         max_edge: Longest edge of the frames in pixels; null keeps sizes but for rounding to multiples of 16.
+        max_area: Most pixels of a frame, as 230400; larger frames keep their aspect ratio. Null for no limit.
+        limits: What a file may cost before it is resized; null takes the defaults.
         vae: Folder of a Wan VAE: store its latents in place of pixels.
         text: Folder with the text_encoder and tokenizer of Wan: store text features too.
         planner: Folder of a planner: store what its vision tower makes of images and clips, in place of their pixels.
         vision: How that tower takes pixels, as in the planner's training; null takes what its folder says.
         negative_prompt: Text of the negative guidance arm, encoded once for all samples.
         dtype: Number format of stored features.
-        device: Device for the features; auto takes the GPU if there is one.
-        workers: Processes that decode; 0 decodes in this one.
-        samples_per_shard: Most samples in one shard.
+        devices: Devices that workers share, as [cuda:0,cuda:1]; null takes all GPUs, or the CPU.
+        workers: Processes that make shards, each with models of its own; 0 makes them in this one.
+        samples_per_shard: Samples of the input that a shard is made of.
         lossless: Store clips without any loss.
         no_targets: Leave targets out, as for prediction; a plain NAME.mp4 is then a source.
         skip_bad: Leave bad samples out and list them in bad_samples.jsonl, in place of stopping at the first.
+        from_parquet: The input is a parquet file of the released format, or a folder of them; what its VAE and, if the
+            planner is given, its vision tower made is taken over.
+        ray: Share the work among the workers of a Ray cluster, in place of processes of this machine.
 
     Returns:
         The shards.
 
     Raises:
-        ConfigError: The input is not there, or the output holds shards already.
+        ConfigError: The input is not there, or the output holds shards of something else.
         DataError: A sample is bad, or none is left.
         CheckpointError: The VAE, the text encoder or the planner cannot be read.
     """
     started = time.monotonic()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    task = task and get_task(task).name
-    sources = find_sources(input, targets=not no_targets)
-    features = Featurizer(vae, text, DTYPES[dtype], torch.device(device), planner, vision)
-    reader = Reader(sources, task, not no_targets, fps, max_frames, max_edge, copy=not features.reads_pixels)
-    loader = DataLoader(ErrorsAsValues(reader), sampler=range(len(sources)), batch_size=None, num_workers=workers)
-    bad: list[tuple[Source, BerniniError]] = []
-    samples = _good(sources, loader, features, bad if skip_bad else None)
-    try:
-        shards = write_shards(samples, output, samples_per_shard=samples_per_shard, lossless=lossless)
-    finally:
-        _list_bad(Path(output) / BAD_SAMPLES, bad)
-    features.write_table(Path(output) / TEXT_FEATURES, {entry.task for entry in shards.entries}, negative_prompt)
+    task, names = task and get_task(task).name, _device_names(devices)
+    for number, least, what in ((workers, 0, "workers"), (samples_per_shard, 1, "samples_per_shard")):
+        if number < least:
+            raise ConfigError(f"{what} is {number}", where=f"--{what}", fix=f"give {least} or more")
+    if ray and devices:
+        raise ConfigError("Ray shares the devices out itself", where="--devices", fix="leave --devices away")
+    found: Sequence[Source | ParquetRow]
+    if from_parquet:
+        found = find_rows(input, vision or _vision_of(planner), fps or RELEASED_FPS)
+    else:
+        found = find_sources(input, targets=not no_targets)
+    bounds = Bounds(max_frames, max_edge, max_area, limits or Limits())
+    recipe = Recipe(task, not no_targets, fps, bounds, vae, text, planner, vision, dtype)
+    run = Run(
+        output, recipe.plan() | {"lossless": lossless, "negative_prompt": negative_prompt}, found, samples_per_shard
+    )
+    making, left = Making(run.root, recipe.open, bounds.limits, lossless, skip_bad), run.left
+    done = on_ray(making, left, max(workers, 1)) if ray else in_processes(making, left, names, workers)
+    _show(done, len(found), sum(len(job.samples) for job in left))
+
+    def write_table(tasks: set[str]) -> None:
+        if text:
+            features = Featurizer(None, text, DTYPES[dtype], torch.device(names[0]))
+            with replacing(run.root / TEXT_FEATURES) as path, one_thread():
+                features.write_table(path, tasks, negative_prompt)
+
+    bad = run.finish(write_table)
+    shards = Shards(output)
     size = sum(path.stat().st_size for path in Path(output).iterdir()) / 1e6
-    skipped = f", {len(bad)} bad ones skipped (see {BAD_SAMPLES})" if bad else ""
+    skipped = f", {bad} bad ones skipped (see {BAD_SAMPLES})" if bad else ""
     print(f"{len(shards)} samples in {output}{skipped}, {size:.1f} MB, {time.monotonic() - started:.0f} s")
     return shards
 
 
-def _good(
-    sources: Sequence[Source],
-    results: Iterable[Conversation | BerniniError],
-    features: Featurizer,
-    bad: list[tuple[Source, BerniniError]] | None,
-) -> Iterator[Conversation]:
-    """Finished samples; the errors of bad ones go to ``bad`` or, without it, are raised."""
-    from rich.progress import track
+def _vision_of(planner: str | None) -> VisionConfig:
+    if planner is None:
+        return VisionConfig()
+    from bernini.planner.settings import PlannerSettings  # with all of transformers' planner
 
-    for source, result in track(zip(sources, results, strict=True), "preparing", total=len(sources)):
+    return PlannerSettings.of(Path(planner)).vision
+
+
+def _device_names(devices: list[str] | None) -> list[str]:
+    if not devices:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    for name in devices:
         try:
-            if isinstance(result, BerniniError):
-                raise result
-            (sample,) = features([result])
-        except BerniniError as error:
-            if bad is None:
-                raise
-            bad.append((source, error))
-        else:
-            yield sample
+            torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"there is no device {name!r}", where="--devices", fix="as [cuda:0,cuda:1]") from error
+    return devices
 
 
-def _list_bad(path: Path, bad: Sequence[tuple[Source, BerniniError]]) -> None:
-    if bad:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"key": s.key, "what": e.what, "where": e.where or s.where, "why": e.why} for s, e in bad]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def _show(done: Iterable[Job], total: int, left: int) -> None:
+    """A bar that counts samples, while shards are made."""
+    from rich.progress import Progress
 
-
-def write_toy_shards(
-    folder: str | Path,
-    tasks: Sequence[str] | Mapping[str, float],
-    count: int,
-    *,
-    seed: int = 0,
-    frames: int = 17,
-    height: int = 64,
-    width: int = 64,
-    split: Literal["train", "held_out"] = "train",
-    edits: Sequence[str] | None = None,
-    vae: str | None = None,
-    text: str | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Shards:
-    """Write samples of the toy world as shards: raw ones that keep every pixel, or prepared ones.
-
-    Args:
-        folder: Folder for the shards.
-        tasks: See `datamodules.toyworld.items`, as for the arguments down to ``edits``.
-        count: See there.
-        seed: See there.
-        frames: See there.
-        height: See there.
-        width: See there.
-        split: See there.
-        edits: See there.
-        vae: Folder of a Wan VAE: store its latents in place of pixels.
-        text: Folder with a text encoder: store text features too.
-        progress: Called with the number of samples made.
-    """
-    from datamodules.toyworld import items
-
-    features = Featurizer(vae, text, torch.float32, torch.device("cpu"))
-    made = items(tasks, count, seed=seed, frames=frames, height=height, width=width, split=split, edits=edits)
-
-    def finished() -> Iterator[Conversation]:
-        done = 0
-        while samples := list(islice(made, TOY_BATCH)):
-            yield from features(samples)
-            done += len(samples)
-            progress(done)
-
-    shards = write_shards(finished(), folder, lossless=True)
-    features.write_table(Path(folder) / TEXT_FEATURES, {entry.task for entry in shards.entries}, "")
-    return shards
+    with Progress() as progress:
+        bar = progress.add_task("preparing", total=total, completed=total - left)
+        for job in done:
+            progress.advance(bar, len(job.samples))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -329,13 +354,8 @@ def main(argv: Sequence[str]) -> int:
     for flag, text in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     try:
-        options: Any = parser.instantiate(parser.parse_args([_underscored(arg) for arg in argv]))
+        options: Any = parser.instantiate(parser.parse_args([underscored(arg) for arg in argv]))
     except ArgumentError as error:
         raise ConfigError(str(error), fix="`bernini prepare --help` lists the options") from error
     prepare(**vars(options))
     return 0
-
-
-def _underscored(arg: str) -> str:
-    name, equals, value = arg.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import DataError
-from bernini.media import encode_image, encode_video, fit_size, read_image, read_video, resize
+from bernini.media import encode_image, encode_video, read_image, read_video, resize
 from bernini.planner.vision import VisionConfig, Visual
+from datamodules.buckets import Bounds
+from datamodules.decoder import decoder
 
 SCHEMA = 1
 ROW, TENSORS = "json", "prepared.safetensors"
+WHOLE = Bounds()
 _STORED = ("pixels", "posterior", "vit")
 _PREPARE = "write the shards again with `bernini prepare`"
 
@@ -98,8 +101,7 @@ def decode(
     *,
     key: str,
     where: str,
-    max_frames: int | None = None,
-    max_edge: int | None = None,
+    bounds: Bounds = WHOLE,
 ) -> Conversation:
     """Read a sample back.
 
@@ -107,8 +109,7 @@ def decode(
         members: Suffix -> bytes, as `encode` made them.
         key: Sample key.
         where: Shard and key, for errors.
-        max_frames: Most frames of a clip; a longer one loses its end. Features stay as they are.
-        max_edge: Longest edge of frames in pixels; larger ones are resized. Features stay as they are.
+        bounds: What is taken of pixels: a longer clip loses its end, larger frames are resized.
 
     Returns:
         The conversation, with ``pixels``, ``posterior`` and ``visual`` as far as they were stored.
@@ -116,13 +117,7 @@ def decode(
     Raises:
         DataError: A member is missing or damaged.
     """
-    row = parse_row(members, where)
-    tensors: dict[str, Tensor] = {}
-    if TENSORS in members:
-        try:
-            tensors = load_tensors(bytes(members[TENSORS]))
-        except (SafetensorError, ValueError) as error:
-            raise DataError(f"damaged tensors: {error}", where=f"{where}.{TENSORS}", fix=_PREPARE) from error
+    row, tensors = parse_row(members, where), parse_tensors(members, where)
     conversation = Conversation.from_row(row, key=key)
     conversation.info = row.get("info", {})
     conversation.text_features = {n.removeprefix("text."): t for n, t in tensors.items() if n.startswith("text.")}
@@ -138,7 +133,7 @@ def decode(
                 )
         media = Media(fps=visual["fps"], source=visual["source"])
         if name := visual.get("pixels"):
-            media = _read(message, visual, members[name], f"{where}.{name}", max_frames, max_edge)
+            media = _read(message, visual, members[name], f"{where}.{name}", bounds)
         media.posterior = tensors.get(visual.get("posterior", ""))
         if name := visual.get("vit"):
             media.visual = _visual(visual["seen"], message.is_video, tensors[name], where)
@@ -167,19 +162,28 @@ def parse_row(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
     return row
 
 
-def _read(
-    message: Message, visual: dict[str, Any], data: bytes, where: str, max_frames: int | None, max_edge: int | None
-) -> Media:
+def parse_tensors(members: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
+    """Prepared features of a sample by name, none if it has no such member.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    try:
+        return load_tensors(bytes(members[TENSORS])) if TENSORS in members else {}
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"damaged tensors: {error}", where=f"{where}.{TENSORS}", fix=_PREPARE) from error
+
+
+def _read(message: Message, visual: dict[str, Any], data: bytes, where: str, bounds: Bounds) -> Media:
     if message.is_image:
-        media = read_image(bytes(data), where=where)
+        media = read_image(bytes(data), where=where, limits=bounds.limits)
     else:
-        media = read_video(bytes(data), max_frames=max_frames, where=where)
+        decode = decoder(bounds.limits)
+        media = read_video(bytes(data), max_frames=bounds.max_frames, where=where, decode=decode)
         media.fps = visual["fps"] or media.fps
     media.source = _source(visual["source"], media.source)
     assert media.pixels is not None
-    height, width = media.pixels.shape[2:]
-    if max_edge is not None and max(height, width) > max_edge:
-        media.pixels = resize(media.pixels, *fit_size(height, width, max_edge=max_edge))
+    media.pixels = resize(media.pixels, *bounds.resized(*media.pixels.shape[2:]))
     return media
 
 

@@ -1,46 +1,33 @@
-"""Folders of WebDataset shards: ordinary tars beside an index of what lies where in them.
+"""Folders of WebDataset shards, local or behind a URL: ordinary tars beside an index of what lies where in them.
 
-Nothing is ever unpickled, extracted or fetched: shards are local, a member is read by its offset, and only regular
-files with a known suffix are accepted.
+Nothing is ever unpickled, extracted or run. A sample is one read at an offset, and served when its bytes have the
+hashes of the index.
 """
 
-import hashlib
-import json
-import re
-import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_128_hexdigest
 
 from bernini.conversation import Conversation
-from bernini.errors import ConfigError, DataError
+from bernini.decoding import Limits
+from bernini.errors import BadSample, ConfigError, DataError
 from bernini.files import replacing
-from datamodules.records import ROW, decode, encode, parse_row
+from datamodules.buckets import Bounds
+from datamodules.cache import Cache
+from datamodules.index import INDEX, KEY, Entry, parse_index
+from datamodules.records import ROW, WHOLE, decode, encode
+from datamodules.scanning import index_folder
+from datamodules.storage import Local, StorageConfig, open_store
 
-KEY = re.compile(r"[a-z0-9_-]{1,64}")
-SUFFIXES = frozenset({"json", "txt", "mp4", "png", "jpg", "safetensors"})
-MAX_MEMBER = 4 << 30  # bytes
-INDEX, INDEX_VERSION = "index.json", 1
-_AGAIN = "write the shards again with `bernini prepare`"
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one sample lies.
-
-    Attributes:
-        shard: File name of its shard.
-        key: Sample key.
-        task: Task of the sample.
-        members: Suffix -> (offset, size) in bytes.
-    """
-
-    shard: str
-    key: str
-    task: str
-    members: dict[str, tuple[int, int]]
+_AGAIN = "copy the shard again, or write it again with `bernini prepare`"
 
 
 def write_shards(
@@ -49,8 +36,8 @@ def write_shards(
     *,
     samples_per_shard: int = 1000,
     shard_bytes: int = 1 << 30,
-    prefix: str = "shard",
     lossless: bool = False,
+    limits: Limits | None = None,
 ) -> "Shards":
     """Write samples as ``PREFIX-000000.tar`` and so on, with an index beside them.
 
@@ -61,8 +48,8 @@ def write_shards(
         folder: Folder to write to; it must not hold shards yet.
         samples_per_shard: Most samples of a shard.
         shard_bytes: Size in bytes after which a new shard is begun.
-        prefix: Start of the file names.
         lossless: Keep the exact pixels of clips, as for the toy world.
+        limits: What a clip may cost when it is looked at for the index; null takes the defaults.
 
     Returns:
         The folder, opened.
@@ -71,9 +58,7 @@ def write_shards(
         ConfigError: The folder is not local or holds shards already.
         DataError: No sample, a key that is not allowed or comes twice, or a visual that cannot be stored.
     """
-    from webdataset import TarWriter
-
-    root = _local(folder)
+    root = Local(folder, StorageConfig()).root
     if any(root.glob("*.tar")):
         raise ConfigError("the folder already holds shards", where=str(root), fix="name another folder or delete it")
     keys: set[str] = set()
@@ -84,16 +69,49 @@ def write_shards(
             sample = {"__key__": key, **encode(conversation, lossless=lossless)}
             if shards == 0 or count >= samples_per_shard or size >= shard_bytes:
                 current.close()
-                path = complete.enter_context(replacing(root / f"{prefix}-{shards:06d}.tar"))
-                file = current.enter_context(path.open("wb"))
-                tar = current.enter_context(TarWriter(file, encoder=False, mtime=0, user="", group=""))
+                path = complete.enter_context(replacing(root / f"shard-{shards:06d}.tar"))
+                tar = current.enter_context(_tar(path))
                 shards, count, size = shards + 1, 0, 0
             size += tar.write(sample)
             count += 1
         if not keys:
             raise DataError("there is no sample to write", where=str(root), fix="check the input")
-    _write_index(root)
+    index_folder(root, limits=limits)
     return Shards(root)
+
+
+def write_shard(path: Path, conversations: Iterable[Conversation], *, lossless: bool = False) -> bool:
+    """Write samples as one tar, which appears when it is complete; no file without a sample.
+
+    Args:
+        path: Final name.
+        conversations: Samples with keys.
+        lossless: Keep the exact pixels of clips.
+
+    Returns:
+        Whether there was a sample.
+
+    Raises:
+        DataError: A key that is not allowed or comes twice, or a visual that cannot be stored.
+    """
+    keys: set[str] = set()
+    samples = iter(conversations)
+    if (first := next(samples, None)) is None:
+        return False
+    with replacing(path) as temporary, _tar(temporary) as tar:
+        for conversation in chain([first], samples):
+            key = _new_key(conversation.key, keys)
+            tar.write({"__key__": key, **encode(conversation, lossless=lossless)})
+    return True
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator["TarWriter"]:
+    """A tar to write to, the same bytes for the same samples."""
+    from webdataset import TarWriter
+
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
+        yield tar
 
 
 def _new_key(key: str, keys: set[str]) -> str:
@@ -106,139 +124,130 @@ def _new_key(key: str, keys: set[str]) -> str:
 
 
 class Shards:
-    """A folder of shards, open for reading by position.
+    """Samples of a folder of shards, read by position.
 
     Args:
-        folder: Local folder with ``*.tar`` and, to open it faster, the ``index.json`` that `write_shards` made.
+        folder: Local folder, or URL, with ``*.tar`` and the ``index.jsonl`` that `bernini prepare` or
+            `bernini data index` made.
+        storage: How it is reached.
 
     Attributes:
         folder: The folder.
         entries: Every sample, in the order of shards and of samples in them.
-        fingerprint: Hash of what the samples are called and where they lie.
+        fingerprint: Hash of the index, and so of all that it says of the data.
 
     Raises:
-        ConfigError: The folder is not local or holds no shards.
-        DataError: A shard is damaged, or is not the one that was indexed.
+        ConfigError: The place is never opened, or holds no index.
+        DataError: The index is damaged, or a sample is none that `bernini prepare` has written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = _local(folder)
-        found = {path.name: path.stat().st_size for path in sorted(self.folder.glob("*.tar"))}
-        if not found:
-            raise ConfigError("no shards here", where=str(self.folder), fix="write them with `bernini prepare`")
-        path = self.folder / INDEX
-        index = _read_index(path) if path.is_file() else _scan_all(self.folder)
-        indexed = {shard["name"]: shard["bytes"] for shard in index}
-        if indexed != found:
-            names = sorted(name for name in indexed | found if indexed.get(name) != found.get(name))
+    def __init__(self, folder: str | Path, storage: StorageConfig | None = None) -> None:
+        storage = storage or StorageConfig()
+        self.folder, self.store, self.cache, self.rereads = str(folder), open_store(folder, storage), None, 0
+        if not isinstance(self.store, Local):  # on the way from elsewhere bytes get lost
+            self.rereads = storage.retries
+            self.cache = Cache(storage.cache, int(storage.cache_gb * 1e9)) if storage.cache else None
+        index = parse_index(self.store.text(INDEX), self.store.where(INDEX))
+        self.entries = [entry for shard in index.shards for entry in shard.entries]
+        self.fingerprint = index.fingerprint
+        self._sizes = {shard.name: shard.bytes for shard in index.shards}
+        if isinstance(self.store, Local):
+            self._check_files(self.store)
+        for entry in self.entries:
+            if not entry.task:
+                why = "it was not written by `bernini prepare`"
+                raise DataError("the sample has no row", where=f"{self._where(entry)}.{ROW}", why=why, fix=_AGAIN)
+
+    def _check_files(self, local: Local) -> None:
+        found = set(local.names())
+        if away := sorted(found ^ self._sizes.keys()):
+            what = "is not in the index" if away[0] in found else "is in the index but not here"
             raise DataError(
-                f"{names[0]} has {found.get(names[0], 0)} bytes, the index says {indexed.get(names[0], 0)}",
-                where=str(path),
-                why=f"{len(names)} shard(s) changed, went or came since the index was made",
-                fix=f"copy the folder again, or delete {INDEX} if the shards are right",
-            )
-        self.entries = [
-            Entry(shard["name"], s["key"], s["task"], {n: (at, size) for n, (at, size) in s["members"].items()})
-            for shard in index
-            for s in shard["samples"]
-        ]
-        self.fingerprint = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:16]
+                f"{away[0]} {what}", where=local.where(INDEX), why=f"{len(away)} shard(s) came or went since",
+                fix=f"copy the folder again, or delete {INDEX} and make it with `bernini data index`",
+            )  # fmt: skip
+        for name, size in self._sizes.items():
+            with local.open(name) as file:
+                now = file.seek(0, 2)
+            if now != size:
+                warnings.warn(
+                    f"{local.where(name)} has {now} bytes, the index says {size}: what has changed in it is not served",
+                    stacklevel=4,
+                )
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def members(self, number: int) -> dict[str, bytes]:
-        """Bytes of every member of a sample, by suffix.
+        """Bytes of every member of a sample, by suffix, each of which has the hash of the index.
 
         Raises:
-            DataError: The shard ends before the member does.
+            BadSample: A member's bytes are not those that were indexed.
+            DataError: A remote shard is not the one that was indexed.
+            ServiceError: The service does not give it.
         """
         entry = self.entries[number]
-        members = {}
-        with (self.folder / entry.shard).open("rb") as file:
-            for suffix, (offset, size) in entry.members.items():
-                file.seek(offset)
-                members[suffix] = file.read(size)
-                if len(members[suffix]) < size:
-                    raise DataError("the shard is cut short", where=f"{self._where(entry)}.{suffix}", fix=_AGAIN)
+        if self.cache and (held := self.cache.get(entry.address)) is not None:
+            try:
+                return self._checked(entry, held)
+            except BadSample:
+                self.cache.discard(entry.address)
+        span, members = self._fetched(entry, self.rereads)
+        if self.cache:
+            self.cache.put(entry.address, span)
         return members
 
-    def read(self, number: int, *, max_frames: int | None = None, max_edge: int | None = None) -> Conversation:
-        """Decode a sample; see `datamodules.records.decode`."""
+    def _fetched(self, entry: Entry, rereads: int) -> tuple[bytes, dict[str, bytes]]:
+        span = self.store.read(entry.shard, self._sizes[entry.shard], entry.at, entry.span)
+        try:
+            return span, self._checked(entry, span)
+        except BadSample:
+            self.store.check(entry.shard, self._sizes[entry.shard])
+            if not rereads:
+                raise
+        return self._fetched(entry, rereads - 1)
+
+    def _checked(self, entry: Entry, span: bytes) -> dict[str, bytes]:
+        members = {}
+        for suffix, member in entry.members.items():
+            start = member.at - entry.at
+            members[suffix] = span[start : start + member.size]
+            if xxh3_128_hexdigest(members[suffix]) != member.xxh3:
+                cut = len(members[suffix]) < member.size
+                raise BadSample(
+                    "the shard is cut short" if cut else "the bytes are not those that were indexed",
+                    shard=self.store.where(entry.shard), key=entry.key, member=suffix, offset=member.at,
+                    why="the shard was damaged or replaced after it was indexed", fix=_AGAIN,
+                )  # fmt: skip
+        return members
+
+    def read(self, number: int, bounds: Bounds = WHOLE) -> Conversation:
+        """Decode a sample; see `datamodules.records.decode`.
+
+        Raises:
+            BadSample: The sample is damaged, or cannot be decoded.
+            DataError: As for `members`.
+            ServiceError: As for `members`.
+        """
+        entry, members = self.entries[number], self.members(number)
+        with self.naming(number):
+            return decode(members, key=entry.key, where=self._where(entry), bounds=bounds)
+
+    @contextmanager
+    def naming(self, number: int) -> Iterator[None]:
+        """Make every `DataError` of what is done with a sample a `BadSample`."""
         entry = self.entries[number]
-        where = self._where(entry)
-        return decode(self.members(number), key=entry.key, where=where, max_frames=max_frames, max_edge=max_edge)
+        try:
+            yield
+        except BadSample:
+            raise
+        except DataError as error:
+            _, _, name = error.where.partition(f"{self._where(entry)}.")
+            member, at = (name, entry.members[name].at) if name in entry.members else ("", entry.at)
+            raise BadSample(
+                error.what, shard=self.store.where(entry.shard), key=entry.key, member=member, offset=at,
+                why=error.why, fix=error.fix,
+            ) from error  # fmt: skip
 
     def _where(self, entry: Entry) -> str:
-        return f"{self.folder / entry.shard}:{entry.key}"
-
-
-def _local(folder: str | Path) -> Path:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", str(folder)):
-        raise ConfigError(
-            "shards are read from local folders only", where=str(folder), why="a URL, or a command, is never opened",
-            fix="copy the shards to this machine",
-        )  # fmt: skip
-    return Path(folder)
-
-
-def _write_index(root: Path) -> None:
-    with replacing(root / INDEX) as path:
-        path.write_text(json.dumps({"version": INDEX_VERSION, "shards": _scan_all(root)}))
-
-
-def _read_index(path: Path) -> list[dict[str, Any]]:
-    try:
-        index = json.loads(path.read_text())
-        if index["version"] != INDEX_VERSION:
-            raise ValueError(f"version {index['version']} instead of {INDEX_VERSION}")
-        return index["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the index cannot be read: {error}", where=str(path), fix=f"delete {INDEX}") from error
-
-
-def _scan_all(root: Path) -> list[dict[str, Any]]:
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "samples": list(_scan(path))}
-        for path in sorted(root.glob("*.tar"))
-    ]
-
-
-def _scan(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of one shard, from its tar headers and its rows."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                _check_member(member, key, suffix, str(path))
-                if suffix in samples.setdefault(key, {}):
-                    raise DataError("a member comes twice", where=f"{path}:{member.name}", fix=_AGAIN)
-                samples[key][suffix] = (member.offset_data, member.size)
-            end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"the shard cannot be read: {error}", where=str(path), fix=_AGAIN) from error
-    with path.open("rb") as file:
-        # A tar ends in blocks of zeros; tarfile takes a damaged header in the middle for the end and says nothing.
-        file.seek(end)
-        tail = file.read(1024)
-        if len(tail) < 1024 or any(tail):
-            why = "a header is damaged, or the file is cut short"
-            raise DataError(f"the shard breaks off at byte {end}", where=str(path), why=why, fix=_AGAIN)
-        for key, members in samples.items():
-            offset, size = members.get(ROW, (0, 0))
-            file.seek(offset)
-            row = parse_row({ROW: file.read(size)} if size else {}, f"{path}:{key}")
-            yield {"key": key, "task": row.get("task"), "members": members}
-
-
-def _check_member(member: tarfile.TarInfo, key: str, suffix: str, shard: str) -> None:
-    faults = {
-        "it is not a regular file": not member.isreg(),
-        f"its key is not {KEY.pattern}": not KEY.fullmatch(key),
-        f"its suffix is none of {', '.join(sorted(SUFFIXES))}": suffix.rpartition(".")[2] not in SUFFIXES,
-        f"it has more than {MAX_MEMBER} bytes": member.size > MAX_MEMBER,
-    }
-    for why, wrong in faults.items():
-        if wrong:
-            raise DataError("a member is not allowed", where=f"{shard}:{member.name}", why=why, fix=_AGAIN)
+        return f"{self.store.where(entry.shard)}:{entry.key}"

@@ -23,7 +23,7 @@ class Source:
     """One sample that has been found but not read.
 
     Attributes:
-        key: Key it gets, unless its row names one.
+        key: Key it gets.
         where: File, or list and line, for errors.
         root: Folder that its paths are relative to.
         parts: Line of the list, or files of the folder by role.
@@ -33,6 +33,12 @@ class Source:
     where: str
     root: Path
     parts: str | dict[str, Path]
+
+    @property
+    def identity(self) -> str:
+        """Text that changes when another sample takes its place."""
+        parts = self.parts if isinstance(self.parts, str) else sorted(path.name for path in self.parts.values())
+        return f"{self.key} {self.root.resolve()} {parts}"
 
     def conversation(self, task: str | None = None, targets: bool = True) -> Conversation:
         """The sample, its media known by path alone.
@@ -47,24 +53,43 @@ class Source:
         """
         try:
             row = _parse(self.parts) if isinstance(self.parts, str) else _row(self.parts)
-            if "inputs" in row:
-                found = Conversation.from_row(row, task, self.key)
-            else:
-                found = _from_fields(row, task, str(row.get("key", self.key)))
-            if not targets:
-                found.messages = [m for m in found.messages if not m.is_target]
-            found.check(targets)
+            released = "inputs" in row
+            found = Conversation.from_row(row, task, self.key) if released else _from_fields(row, task, self.key)
         except (DataError, ConfigError) as error:
             raise type(error)(error.what, where=self.where, why=error.why, fix=error.fix) from error
-        found.task = found.spec.name
-        for media in found.media():
-            if not isinstance(media.path, str):
-                raise DataError(f"a path is {media.path!r}", where=self.where, fix="give each visual a file")
-            for name, kinds in CLIP_OPTIONS.items():
-                if not isinstance(media.options.get(name), (*kinds, type(None))):
-                    raise DataError(f"{name} is {media.options[name]!r}", where=self.where, fix="see the released rows")
-            media.path = str(self.root / media.path)
-        return found
+        return finished(found, self.root, self.where, targets)
+
+
+def finished(sample: Conversation, root: Path, where: str, targets: bool) -> Conversation:
+    """Check a sample that was found, and make its paths those of files.
+
+    Args:
+        sample: The sample; it is changed.
+        root: Folder that its paths are relative to.
+        where: What it was found in, for errors.
+        targets: Whether a target is required; if not, a given one is left out.
+
+    Raises:
+        ConfigError: The task is unknown.
+        DataError: The sample does not suit its task, or media have neither file nor features.
+    """
+    try:
+        if not targets:
+            sample.messages = [m for m in sample.messages if not m.is_target]
+        sample.check(targets)
+    except (DataError, ConfigError) as error:
+        raise type(error)(error.what, where=where, why=error.why, fix=error.fix) from error
+    sample.task = sample.spec.name
+    for media in sample.media():
+        if media.prepared:
+            continue
+        if not isinstance(media.path, str):
+            raise DataError(f"a path is {media.path!r}", where=where, fix="give each visual a file")
+        for name, kinds in CLIP_OPTIONS.items():
+            if not isinstance(media.options.get(name), (*kinds, type(None))):
+                raise DataError(f"{name} is {media.options[name]!r}", where=where, fix="see the released rows")
+        media.path = str(root / media.path)
+    return sample
 
 
 def find_sources(path: str | Path, targets: bool = True) -> list[Source]:
@@ -93,12 +118,24 @@ def find_sources(path: str | Path, targets: bool = True) -> list[Source]:
         found = _in_folder(path, targets)
     elif path.is_file():
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        found = [Source(f"{n:08d}", f"{path}, line {n}", path.parent, line) for n, line in lines if line.strip()]
+        found = [
+            Source(_key(line) or f"{n:08d}", f"{path}, line {n}", path.parent, line)
+            for n, line in lines
+            if line.strip()
+        ]
     else:
         raise ConfigError("the input does not exist", where=str(path), fix="name a folder or a JSON-lines file")
     if not found:
         raise DataError("no sample found", where=str(path), why="files are named NAME.src.mp4, NAME.tgt.mp4, NAME.txt")
     return found
+
+
+def _key(text: str) -> str | None:
+    """The key that a line names, if it is one that can be read."""
+    try:
+        return str(_parse(text)["key"])
+    except (DataError, KeyError):
+        return None
 
 
 def _parse(line: str) -> dict[str, Any]:
@@ -159,6 +196,8 @@ def _in_folder(folder: Path, targets: bool) -> list[Source]:
         key = base = re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:56]
         while key in keys:
             key = f"{base}-{len(keys)}"
+        if ".json" in files:
+            key = _key(files[".json"].read_text(encoding="utf-8")) or key
         keys.add(key)
         sources.append(Source(key, str(folder / name), folder, files))
     return sources

@@ -1,47 +1,63 @@
 """`VideoDataModule`: batches of conversations from shards, for training, validation, test and prediction."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from bernini.decoding import Limits
 from bernini.errors import ConfigError
 from bernini.planner.vision import VisionConfig
-from bernini.tasks import get_task
+from datamodules.bad_samples import WatchBadSamples
+from datamodules.buckets import Bounds
 from datamodules.loading import Clips, Loader
-from datamodules.order import Request, eval_requests, mixture, permutation, settled, train_requests
+from datamodules.mixing import Mix, SourceConfig
+from datamodules.order import Mixed, Request, Shuffled, eval_requests
+from datamodules.packed_order import PackConfig, Packed
 from datamodules.resuming import OrderedDataModule
+from datamodules.storage import StorageConfig
 
 Split = Literal["train", "val", "test", "predict"]
-Folders = str | list[str] | None
+Folders = str | list[str] | dict[str, SourceConfig] | None
 
 
 class VideoDataModule(OrderedDataModule):
     """Batches of conversations from folders of shards that ``bernini prepare`` wrote.
 
-    The order of training samples depends on the seed and the epoch alone. It is the same at any number of ranks and
-    workers as long as ranks times ``batch_size`` is, and a resumed run goes on with the batch after the last optimizer
-    step of its checkpoint. Raw clips are decoded in the workers; posteriors and text features are passed on.
+    The order of training samples depends on the seed, the epoch and the data alone: not on ranks and workers. A resumed
+    run goes on with the batch after the last optimizer step of its checkpoint. Raw clips are decoded in the workers;
+    posteriors and text features are passed on.
 
     Args:
-        train: Folder, or folders, with training shards.
+        train: Folder, or folders, with training shards; or sources by name, which are mixed by their weights, each
+            gone through again and again.
         val: Folders with validation shards.
         test: Folders with test shards.
         predict: Folders with samples to predict; they need no targets.
-        batch_size: Training samples per rank and step.
+        batch_size: Training samples per rank and batch.
+        pack: Train on packs in place of batches: as many samples as fill a budget of tokens, at like cost on every
+            rank. Null for `batch_size` samples each.
         eval_batch_size: Samples per rank and step everywhere else.
         workers: Worker processes per rank; 0 reads in the main process.
         start_method: How workers are started; null takes Python's default.
         seed: Seed of the order.
         tasks: Tasks to keep; null keeps all.
-        weights: Share of each task in training, in any unit, in place of the tasks' own frequencies; a task that is
-            left out is not trained.
+        shuffle_shards: Shards of a source whose samples are shuffled together. More of them mix better and read from
+            more places at a time; a data set with fewer shards is shuffled as a whole.
         max_samples: Most validation, test and prediction samples; the first ones are kept.
         max_frames: Most frames of a raw clip; a longer one loses its end.
         max_edge: Longest edge of raw frames in pixels; larger ones are resized to multiples of 16.
+        max_area: Most pixels of a raw frame, as 399360 for 480p; larger ones are resized, too.
+        limits: What a raw file may cost before it is resized; null takes the defaults.
+        max_bad_share: Largest share of training samples that may be bad, and replaced by others of their task, before
+            the run stops; ten are always borne.
         vision: Have the workers make of raw clips what the vision tower of a planner takes. `bernini fit` gives the
             planner's own; null leaves that to the training process.
+        storage: How folders behind URLs are reached, and kept on this machine.
 
     Raises:
         ConfigError: A number is out of range.
@@ -49,38 +65,54 @@ class VideoDataModule(OrderedDataModule):
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
+        train: str | list[str] | dict[str, SourceConfig] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
         batch_size: int = 1,
+        pack: PackConfig | None = None,
         eval_batch_size: int = 1,
         workers: int = 0,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
         seed: int = 0,
         tasks: list[str] | None = None,
-        weights: dict[str, float] | None = None,
+        shuffle_shards: int = 16,
         max_samples: int | None = None,
         max_frames: int | None = None,
         max_edge: int | None = None,
+        max_area: int | None = None,
+        limits: Limits | None = None,
+        max_bad_share: float = 0.001,
         vision: VisionConfig | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
         super().__init__(workers, start_method)
-        if min(batch_size, eval_batch_size) < 1 or workers < 0 or seed < 0:
-            raise ConfigError("batch sizes are 1 or more, workers and seed 0 or more", where="data.init_args")
-        if weights is not None and (not weights or min(weights.values()) <= 0):
-            raise ConfigError("every weight must be positive", where="data.init_args.weights", fix="leave the task out")
+        if min(batch_size, eval_batch_size, shuffle_shards) < 1 or workers < 0 or seed < 0:
+            raise ConfigError(
+                "batch sizes and shuffle_shards are 1 or more, workers and seed 0 or more", where="data.init_args"
+            )
+        if pack and batch_size != 1:
+            raise ConfigError(
+                f"batch_size is {batch_size}", where="data.init_args.batch_size", why="`pack` fills batches by tokens",
+                fix="leave one of them out",
+            )  # fmt: skip
         self.folders: dict[Split, Folders] = {"train": train, "val": val, "test": test, "predict": predict}
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
-        self.tasks, self.max_samples = tasks, max_samples
-        self.weights = weights and {get_task(name).name: weight for name, weight in weights.items()}
-        self.max_frames, self.max_edge, self.vision = max_frames, max_edge, vision
-        self._resumed: dict[str, Any] | None = None
+        self.tasks, self.max_samples, self.shuffle_shards = tasks, max_samples, shuffle_shards
+        self.bounds, self.vision = Bounds(max_frames, max_edge, max_area, limits or Limits()), vision
+        self.mix = Mix({name: source.weight for name, source in _by_name(train).items()})
+        self.storage, self.max_bad_share, self.pack = storage, max_bad_share, pack
+        if pack:
+            self.cursor |= {"pack": 0, "packs": 0}
         self._clips: dict[Split, Clips] = {}
+        self._packed: Packed | None = None
 
     def setup(self, stage: str) -> None:
         """Open the shards of ``fit``, ``validate``, ``test`` or ``predict``."""
         super().setup(stage)
+        callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
+        if stage == "fit" and not any(isinstance(callback, WatchBadSamples) for callback in callbacks):
+            callbacks.append(WatchBadSamples(self.max_bad_share))
         splits: dict[str, Split] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
         self._open(splits[stage])
         if stage == "fit" and self.folders["val"]:
@@ -92,32 +124,26 @@ class VideoDataModule(OrderedDataModule):
         folders = self.folders[split]
         if not folders:
             raise ConfigError(f"no {split} data", where=f"data.init_args.{split}", fix="name a folder of shards")
-        training = split == "train"
-        tasks = list(self.weights) if training and self.weights else self.tasks
         self._clips[split] = Clips(
-            [folders] if isinstance(folders, str) else folders,
-            tasks,
-            limit=None if training else self.max_samples,
+            _by_name(folders),
+            self.tasks,
+            limit=None if split == "train" else self.max_samples,
             targets=split != "predict",
-            max_frames=self.max_frames,
-            max_edge=self.max_edge,
+            bounds=self.bounds,
             vision=self.vision,
+            storage=self.storage,
+            seed=self.seed if split == "train" else None,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Cursor of the training order and what it is an order of."""
-        return {**super().state_dict(), **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved cursor; whether it fits the data is looked at when training begins."""
-        super().load_state_dict(state_dict)
-        self._resumed = state_dict
-
-    def _identity(self) -> dict[str, Any]:
-        clips = self._clips.get("train")
-        prints = "-".join(s.fingerprint for s in clips.shards) if clips else ""
-        size = len(clips) if clips else 0
-        return {"seed": self.seed, "weights": self.weights, "size": size, "fingerprint": prints}
+    def identity(self) -> dict[str, Any]:
+        """Seed, hash of the training samples, hash of how they are mixed and shuffled, and what packs depend on."""
+        return {
+            **super().identity(),
+            "seed": self.seed,
+            "fingerprint": _hash([span.fingerprint for span in self._clips["train"].spans]),
+            "mix": _hash([self.mix.table, self.shuffle_shards]),
+            "packing": self._packed and self._packed.identity,
+        }
 
     def train_dataloader(self) -> Loader:
         """Training batches from the cursor to the end of its epoch.
@@ -126,42 +152,46 @@ class VideoDataModule(OrderedDataModule):
             ConfigError: There are fewer samples than a global batch holds, or the checkpoint is of other data.
         """
         clips = self._clips["train"]
-        rank, world = self.rank_and_world()
-        step = self.batch_size * world
-        if len(clips) < step:
-            raise ConfigError(
-                f"{len(clips)} training samples, but a global batch takes {step}",
-                where="data.init_args.batch_size",
-                why=f"{world} rank(s) take {self.batch_size} each",
-                fix="use more samples or smaller batches",
-            )
-        self._check_resumed()
-        left_out = len(clips) % step
-        rank_zero_info(f"{len(clips)} training samples: {len(clips) // step} batches an epoch, {left_out} left out")
+        orders = [
+            Shuffled(span.shards, self.shuffle_shards, self.seed, (int(span.fingerprint, 16), number), span.first)
+            for number, span in enumerate(clips.spans)
+        ]
+        order = Mixed(self.mix, orders)
+        if self.pack is None:
+            return self.train_loader(clips, order, len(clips), self.batch_size, self.seed)
+        return self._packed_loader(clips, order, self.pack)
 
-        def requests() -> Iterable[Request]:
-            cursor = settled(self.cursor, len(clips), step)
-            return train_requests(self._order(clips, cursor["epoch"]), cursor, self.batch_size, rank, world)
+    def _packed_loader(self, clips: Clips, order: Mixed, pack: PackConfig) -> Loader:
+        tokens = clips.count_tokens()
+        means = [tokens[span.first : span.first + sum(span.shards)].mean() for span in clips.spans]
+        mean = float(np.dot(self.mix.table[0][1], means))
+        rank, self.batch = self.rank_and_world()
+        packs = self.batch * self.accumulated()
+        self._packed = packed = Packed(order, len(clips), tokens, mean, pack, packs, self.seed)
+        self.check_resumed()
+        length = packed.steps * self.accumulated()
+        rank_zero_info(
+            f"{len(clips)} training samples of {mean:.0f} tokens: about {length} packs an epoch on each rank"
+        )
 
-        return self.loader(clips, requests, len(clips) // step, self.seed)
+        def requests() -> Iterator[Request]:
+            return packed.requests(self.cursor, length, rank, self.batch)
 
-    def _order(self, clips: Clips, epoch: int) -> np.ndarray:
-        if not self.weights:
-            return permutation(self.seed, epoch, len(clips))
-        groups: dict[str, list[int]] = {task: [] for task in self.weights}
-        for number, (*_, task) in enumerate(clips.samples):
-            groups[task].append(number)
-        return mixture(self.seed, epoch, list(groups.values()), list(self.weights.values()))
+        return self.loader(clips, requests, length, self.seed)
 
-    def _check_resumed(self) -> None:
-        for name, now in self._identity().items():
-            if self._resumed is not None and self._resumed[name] != now:
-                raise ConfigError(
-                    f"the checkpoint's training data has {name} {self._resumed[name]}, this run's has {now}",
-                    where="data.init_args",
-                    why="going on in the middle of another order would repeat and leave out samples",
-                    fix="resume with the same data and seed, or start anew from the weights (init_from)",
-                )
+    def measures(self) -> dict[str, float]:
+        """Of the last packs how full and how even they were; of each of several sources its share and epochs so far."""
+        measures = self._packed.measures(self.cursor) if self._packed else {}
+        if len(self.mix.names) == 1:
+            return measures
+        clips = self._clips["train"]
+        number = self.cursor["epoch"] * len(clips) + self.cursor["sample"]
+        counts, asked = self.mix.counts(number), self.mix.asked(number)
+        for name, span, count, share in zip(self.mix.names, clips.spans, counts, asked, strict=True):
+            measures[f"data/share/{name}"] = count / number
+            measures[f"data/asked/{name}"] = share / number
+            measures[f"data/epoch/{name}"] = count / sum(span.shards)
+        return measures
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Validation batches; an empty list when there is no validation data."""
@@ -179,3 +209,11 @@ class VideoDataModule(OrderedDataModule):
         clips = self._clips[split]
         requests = eval_requests(len(clips), self.eval_batch_size, *self.rank_and_world())
         return self.loader(clips, lambda: requests, len(requests), self.seed)
+
+
+def _by_name(folders: Folders) -> Mapping[str, SourceConfig]:
+    return folders if isinstance(folders, dict) else {"all": SourceConfig(folders or [])}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -92,3 +92,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from factories import make_shards
 
     return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of the long tests is run."""
+    parser.addoption("--reads", type=int, default=400, help="reads from a faulty server; 10000 is the full count")
+    parser.addoption("--saves", action="store_true", help="a run is resumed after each of its 60 steps")
+    parser.addoption("--start-methods", action="store_true", help="each launcher, and every way to start workers")
+    parser.addoption("--kills", type=int, default=2, help="times that preparing is killed; 10 is the full count")

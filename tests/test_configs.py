@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from cotrainings import make_planner_folder
+from factories import logged_rows
 from planners import TOKENIZER, VISION, make_planner
 from safetensors.torch import save_file
 
@@ -28,6 +29,7 @@ RUNS = [file for file, content in CONTENTS.items() if "seed_everything" in conte
 BANKED, COBANKED = (ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("banked", "cobanked"))
 PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner", "cot")]
 COTRAININGS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("warmup", "cotrain")]
+MIXES = [file for file in FILES if file.stem.startswith("mix_")]
 OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED, COBANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
 
@@ -140,6 +142,7 @@ def test_overlay_goes_over_a_whole_configuration(file: Path, wan: Path, shards: 
     save_file({"a": torch.zeros(1)}, table)
     changed, data = CONTENTS[file].get("trainer", {}), CONTENTS[file].get("data", {}).get("class_path")
     left_out = r"--model\.text\.encoder" + (r"|--data\.(train|val|max_samples)" if data else "")
+    left_out += r"|--data\.batch_size" if file.stem == "packs" else ""
     arguments = [a for a in tiny(BASE, wan, shards) if not re.match(left_out, a)]
     cli = run_lightning(["-c", str(BASE), f"--model.text.encoder={wan}", "-c", str(file), *arguments], run=False)
     built = {f"{type(x).__module__}.{type(x).__name__}" for x in (cli.datamodule, *cli.trainer.callbacks)}
@@ -147,6 +150,26 @@ def test_overlay_goes_over_a_whole_configuration(file: Path, wan: Path, shards: 
     if "devices" in changed:
         assert cli.trainer.world_size == changed["devices"]
     assert (cli.model.features.encoder is None) == ("prepared" in file.name)
+
+
+@pytest.mark.parametrize("file", MIXES, ids=name)
+def test_mix_goes_over_a_whole_configuration_and_trains(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
+    sources = CONTENTS[file]["data"]["init_args"]["train"]
+    for source in sources.values():
+        folder = elsewhere / source["shards"]
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(shards)
+    arguments = [a for a in tiny(BASE, wan, shards) if not a.startswith("--data.train")]
+    arguments += ["--trainer.max_steps=3", "--data.val=null", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", "-c", str(BASE), "-c", str(file), *arguments]) == 0
+    (saved,) = elsewhere.rglob("config.yaml")
+    assert main(["fit", "-c", str(saved)]) == 0, "what a run saves is a configuration again"
+    weights = [max(w.values()) if isinstance(w := source["weight"], dict) else w for source in sources.values()]
+    assert sum(weights) == pytest.approx(100, abs=0.11), "in percent, as in the paper, with its rounding"
+    last = logged_rows(elsewhere, "data")[-1]
+    for share, source in zip(weights, sources, strict=True):
+        assert last[f"data/asked/{source}"] == pytest.approx(share / sum(weights), rel=1e-3)
+        assert last[f"data/share/{source}"] == pytest.approx(share / sum(weights), abs=2 / 6)
 
 
 @pytest.mark.parametrize("file", RUNS, ids=name)

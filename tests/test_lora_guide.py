@@ -19,7 +19,11 @@ from bernini.media import write_video
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "lora.md").read_text()
 TINY = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--data.workers=0", "--model.text.rows=16"]
-SHORT = {"prepare": ["--max-edge", "32"], "fit": [*TINY, "--data.max_samples=1"], "predict": TINY}
+SHORT = {
+    "prepare": ["--max-edge", "32"],
+    "fit": [*TINY, "--data.max_samples=1", "--trainer.accumulate_grad_batches=1"],
+    "predict": TINY,
+}
 STEPS = "--model.sampling.steps=1"
 
 

@@ -122,7 +122,7 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
     Raises:
         ConfigError: Nothing was aggregated yet.
     """
-    from benchmarks.quality.report import Case, Report, Table, write_report
+    from bernini.report import Case, Report, Table, write_report
 
     if examples < 0:
         raise ConfigError("--examples is at least 0")

@@ -76,7 +76,6 @@ class Task:
 
 def tasks(tokens: int, dim: int, device: torch.device) -> list[Task]:
     """Both functions on random rows."""
-
     x, y, grad = torch.randn(3, tokens, dim, device=device).bfloat16()
     scale, shift, gate = torch.randn(3, dim, device=device)
 

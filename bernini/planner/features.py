@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bernini.conversation import Conversation
-from bernini.errors import ConfigError
+from bernini.errors import ConfigError, DataError
 from bernini.planner.model import load_tower
 from bernini.planner.settings import PlannerSettings
 from bernini.planner.tower import embed, fingerprint
@@ -52,7 +52,11 @@ class ViTEncoder:
     def add_features(self, samples: Sequence[Conversation], dtype: torch.dtype) -> None:
         """Leave in each image and clip of samples what the tower makes of it, on the CPU.
 
+        Features of an unnamed tower, as released data has them, are taken for those of this one.
+
         Raises:
+            ConfigError: Features are there, made with other numbers.
+            DataError: Features of an unnamed tower have another width.
             DataError: Pixels are not what the tower takes.
         """
         seen = [
@@ -61,6 +65,18 @@ class ViTEncoder:
             for message in sample.visual
             if message.media is not None and (visual := look_at(message, self.vision, sample.key)) is not None
         ]
+        width: int = self.tower.config.out_hidden_size
+        for media, visual in seen:
+            if visual.features is not None and not visual.tower:
+                if visual.features.shape[1] != width:
+                    raise DataError(
+                        f"embeddings have {visual.features.shape[1]} columns, the planner's tower makes {width}",
+                        where=media.path or "", fix="name the planner whose tower made them",
+                    )  # fmt: skip
+                media.visual = replace(visual, tower=self.fingerprint)
+        seen = [(media, visual) for media, visual in seen if visual.features is None]
+        if not seen:
+            return
         features = embed(self.tower, [visual for _, visual in seen]).to("cpu", dtype)
         for (media, visual), rows in zip(seen, features.split([visual.tokens for _, visual in seen]), strict=True):
             media.visual = replace(visual, patches=visual.patches[:0], features=rows, tower=self.fingerprint)

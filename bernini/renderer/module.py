@@ -13,7 +13,7 @@ from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora
-from bernini.means import MeanTable
+from bernini.means import MeanTable, mean_over_ranks
 from bernini.measuring import Measured
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
 from bernini.renderer.frozen import Frozen, TextConfig
@@ -154,7 +154,7 @@ class RendererModule(Measured, Adaptable):
     def losses(
         self, samples: Sequence[Conversation], keys: Sequence[tuple[str | int, ...]], train: bool = True
     ) -> tuple[Tensor, MeanTable]:
-        """Loss of some samples.
+        """Loss of some samples, a mean over all ranks' targets; with several ranks all have to call.
 
         Args:
             samples: Conversations with targets, of any tasks and sizes.
@@ -174,10 +174,11 @@ class RendererModule(Measured, Adaptable):
         contexts = self._contexts(samples)
         noise = self.noise if train else self.noise.tasks_own()
         total, table = torch.zeros((), device=self.device), self.empty_table()
+        (count,) = mean_over_ranks([sum(len(s.targets) for s in samples)], self.device)
         for name, model in self.renderer.models.items():
             expert = experts_of(self.expert)[name]
             loss, noised = target_losses(model, expert, samples, latents, contexts, noise, hosts, generators)
-            total = total + loss.mean()
+            total = total + loss.sum() / count
             add_losses(table, noised, loss.detach())
         return total, table
 

@@ -1,10 +1,13 @@
 """ToyWorldDataModule: toy samples drawn as they are needed, without shards."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from bernini.conversation import Batch, Conversation
 from bernini.errors import ConfigError
 from bernini.planner.vision import VisionConfig, add_visuals
 from datamodules.loading import Loader
-from datamodules.order import Request, eval_requests, settled, train_requests
+from datamodules.order import Request, eval_requests
 from datamodules.resuming import OrderedDataModule
 from datamodules.toyworld.items import Split, make_item
 from datamodules.toyworld.questions import QUESTIONS, make_question
@@ -126,7 +129,8 @@ class ToyWorldDataModule(OrderedDataModule):
         batch_size: Samples per rank and step.
         workers: Processes that draw; 0 draws in the training process.
         seed: Seed of the world.
-        length: Samples of an epoch; what does not fill a batch of all ranks is dropped. Every epoch has new samples.
+        length: Samples of an epoch; what does not fill a batch of all ranks is left to the next one. Every epoch has
+            new samples.
         val_length: Samples of validation, testing and prediction.
         edits: Edit kinds for tasks that have a choice, all by default.
         vision: Leave beside the pixels what the vision tower of a planner takes of them. `bernini fit` gives the
@@ -156,28 +160,20 @@ class ToyWorldDataModule(OrderedDataModule):
         self._train = ToyWorld(parts, frames, height, width, seed, "train", edits)
         self._held_out = ToyWorld(parts, frames, height, width, seed, "held_out", edits)
 
+    def identity(self) -> dict[str, Any]:
+        """Seed and hash of the world, beside the version."""
+        made_from = f"{self._train}, {self.length} samples an epoch"
+        fingerprint = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+        return {**super().identity(), "seed": self.seed, "fingerprint": fingerprint}
+
     def train_dataloader(self) -> Loader:
         """Training batches from the cursor to the end of its epoch.
 
         Raises:
-            ConfigError: An epoch is shorter than a global batch.
+            ConfigError: An epoch is shorter than a global batch, or the checkpoint is of another world.
         """
-        rank, world = self.rank_and_world()
-        step = self.batch_size * world
-        if self.length < step:
-            raise ConfigError(
-                f"an epoch has {self.length} samples, but a global batch takes {step}",
-                where="data.init_args.length",
-                why=f"{world} rank(s) take {self.batch_size} each",
-                fix="raise length or lower batch_size",
-            )
-
-        def requests() -> Iterable[Request]:
-            cursor = settled(self.cursor, self.length, step)
-            order = range(cursor["epoch"] * self.length, (cursor["epoch"] + 1) * self.length)
-            return train_requests(order, cursor, self.batch_size, rank, world)
-
-        return self.loader(Batches(self._train, self.vision), requests, self.length // step, self.seed)
+        endless = range(sys.maxsize)
+        return self.train_loader(Batches(self._train, self.vision), endless, self.length, self.batch_size, self.seed)
 
     def val_dataloader(self) -> Loader:
         """Batches of held-out samples; those that only fill a rank's last batch have ``info["padding"]``."""

@@ -187,7 +187,6 @@ def replace_member(shards: Path, suffix: str, data: bytes | None) -> None:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 new.addfile(entry, io.BytesIO(content))
-    (shards / "index.json").unlink()
 
 
 @pytest.mark.parametrize("data", [None, b"this is no clip", b""], ids=["missing", "corrupt", "empty"])
@@ -208,6 +207,8 @@ def test_unknown_task_in_the_data(config: dict[str, Any], tmp_path: Path, fails:
     with tarfile.open(tar) as file:
         row = file.extractfile("v2v-0000.json").read()  # type: ignore[union-attr]
     replace_member(one, "json", row.replace(b'"v2v"', b'"v2w"'))
+    (one / "index.jsonl").unlink()
+    assert main(["data", "index", str(one)]) == 0
     assert "unknown task 'v2w'" in fails(config, CONFIG, f"--data.train={one}")
 
 

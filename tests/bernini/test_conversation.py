@@ -112,6 +112,7 @@ def test_prompt_is_what_the_user_and_the_reasoning_say():
         ({"task": "v2v", "inputs": '[{"type": "video"}]', "videos": [[1]]}, "not in the released format: TypeError"),
         ({"task": "t2v", "inputs": "[{}]"}, "not in the released format: KeyError"),
         ({"task": "t2v", "inputs": "[3]"}, "not in the released format: AttributeError"),
+        ({"task": "t2v", "inputs": '[{"type": "text", "text": 5}]'}, "a text is 5"),
         ({"task": "v2v", "inputs": '[{"type": "video"}]', "videos": [{}]}, "not in the released format: KeyError"),
         ({"task": "t2v", "inputs": '[{"type": "video_gen"}]', "videos": []}, "more visual messages than media files"),
         ({"task": "t2i", "inputs": '[{"type": "image_gen"}]'}, "more visual messages than media files"),

@@ -32,7 +32,8 @@ SMALL = {"frames": 1, "height": 32, "width": 32}
 
 def data(rank: int = 0, world: int = 1, **arguments) -> ToyWorldDataModule:
     module = ToyWorldDataModule(**{"tasks": ["t2i", "v2v"], "batch_size": 4, "length": 22, **SMALL, **arguments})
-    module.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world})
+    kwargs = {"rank": rank, "num_replicas": world}
+    module.trainer = SimpleNamespace(distributed_sampler_kwargs=kwargs, accumulate_grad_batches=1)
     return module
 
 
@@ -116,7 +117,7 @@ def test_any_run_of_samples_holds_the_tasks_in_their_parts(start: int) -> None:
         ({"tasks": {"t2i": -1.0}}, "no mix"),
         ({"tasks": []}, "no mix"),
         ({"batch_size": 0}, "1 or more"),
-        ({"length": 3}, "an epoch has 3 samples, but a global batch takes 4"),
+        ({"length": 3}, "3 training samples, but a global batch takes 4"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong: dict, words: str) -> None:

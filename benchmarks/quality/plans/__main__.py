@@ -17,11 +17,11 @@ from benchmarks.quality.plans.exam import ANSWERED, PLANNED, Sheets
 from benchmarks.quality.plans.measuring import Truth, answer, load, measure, plan
 from benchmarks.quality.plans.options import add_exam, exam_of
 from benchmarks.quality.plans.report import draw, write
-from benchmarks.quality.report import Case
 from benchmarks.speed.command import run_command, stopwatch
 from bernini.errors import ConfigError
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.reveal import Order
+from bernini.report import Case
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from torch import Tensor
 from benchmarks.quality.plans.exam import Sheet
 from benchmarks.quality.plans.figures import METRICS, text
 from benchmarks.quality.plans.measuring import GALLERY, Record, Truth
-from benchmarks.quality.report import Case, Report, Table, write_report
 from benchmarks.quality.tables import markdown
 from bernini.files import replacing
 from bernini.media import write_image
 from bernini.planner.picture import lay_out, one_above_other, plan_picture, token_patches
 from bernini.planner.validation import token_grid
 from bernini.planner.vision import Visual
+from bernini.report import Case, Report, Table, write_report
 
 NOTE = f"Per cent, cosines times 100, with 95 % intervals over items. Galleries have at most {GALLERY} targets."
 

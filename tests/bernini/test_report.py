@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.quality.chart import HEIGHT, WIDTH, Chart, Curve, labels, linear_grid, log_grid, plot, smooth
 from benchmarks.quality.environment import environment
-from benchmarks.quality.report import Case, Report, write_report
+from bernini.chart import HEIGHT, WIDTH, Chart, Curve, labels, linear_grid, log_grid, plot, smooth
 from bernini.errors import DataError
 from bernini.media import write_image, write_video
+from bernini.report import Case, Report, write_report
 
 VOID = {"meta", "link", "img"}
 VALUES = st.floats(-1e9, 1e9, allow_subnormal=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jinja2
 
-from benchmarks.quality import chart
-from benchmarks.quality.chart import Chart, plot
+from bernini import chart
+from bernini.chart import Chart, plot
 from bernini.errors import DataError
 from bernini.files import replacing
 
@@ -28,13 +28,13 @@ class Case:
         clips: Label and file, in reading order: sources, references, target, output. MP4 files are embedded as they
             are, and browsers play H.264 in yuv420p; any other pixel format is named in the caption. PNG, JPEG and WebP
             files serve for images.
-        scores: Figures of this example.
+        scores: Figures of this example, or words.
     """
 
     title: str
     instruction: str
     clips: Sequence[tuple[str, Path]]
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def write_report(report: Report, path: str | Path, max_mib: float = MAX_MIB) -> 
     """
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files("benchmarks.quality").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    ).from_string(files("bernini").joinpath("report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         report=report,
         frame=chart,
