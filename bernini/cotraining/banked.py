@@ -38,7 +38,11 @@ class BankedCoTrainingModule(CoTrainingModule):
         super().__init__(*args, **kwargs)
         refused = {
             "gradient_checkpointing": (self.gradient_checkpointing, "a CUDA graph records no second forward", "false"),
-            "exposure.planned": (self.exposure.planned, "a step has fixed shapes, and no room for planning", "0"),
+            "exposure.planning.order": (
+                self.exposure.planned and self.exposure.planning.order.replace("random", ""),
+                "a batch is planned in random order",
+                "random",
+            ),
             "max_latent_frames": (
                 self.max_latent_frames,
                 "the bank holds latents of the length that is wanted",

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from bernini.bank import Bank
 from bernini.cotraining.bank import CoBank
+from bernini.cotraining.banked_plans import BankedPlans, PlanDraws
 from bernini.cotraining.exposure import KINDS, PlanExposure
 from bernini.cotraining.sheets import lay_all_beside, tell_all
 from bernini.planner.banked import SUMS as PLAN_SUMS
@@ -31,13 +32,17 @@ class Beside(NamedTuple):
 
     Attributes:
         chosen: Bool ``[B]``, samples whose renderer reads one, unless it loses the plan.
-        levels: ``[B]`` sigma of its noise.
+        levels: ``[B]`` sigma of its noise, 1 for what the planner plans.
         values: ``[B, N, D]`` the noise.
+        planned: Bool ``[B]``, samples that the planner plans; null where none are.
+        plan: What is drawn for that; null likewise.
     """
 
     chosen: Tensor
     levels: Tensor
     values: Tensor
+    planned: Tensor | None = None
+    plan: PlanDraws | None = None
 
 
 class CoDraws(NamedTuple):
@@ -88,7 +93,9 @@ class CoTrainingPass(nn.Module):
         self._drops_sources = drops_sources
         # Second targets have no use where nothing reads them.
         self._beside = exposure.visible < 1 and len(experts) > 0
-        self._ends = torch.tensor(exposure.shares, device=bank.plans.task.device).cumsum(0)
+        slots, device = plans.slots, bank.plans.task.device
+        self._plan = BankedPlans(plans, exposure.planning, slots, device) if exposure.planned and experts else None
+        self._ends = torch.tensor(exposure.shares, device=device).cumsum(0)
         self._clips = Bank(tuple(map(_trimmed, bank.clips.stacks)), bank.clips.counts)
         self._told_rows = [self._longest(stack.numbers) for stack in bank.stacks if stack.clips is not None]
         pairs = zip(self._clips.stacks, self._told_rows, strict=True)
@@ -112,9 +119,12 @@ class CoTrainingPass(nn.Module):
             which, level = torch.rand(2, len(rows), device=rows.device)
             kind = (self._ends[:-1, None] <= which * self._ends[-1]).sum(0)
             levels = level * self._exposure.level * (kind == KINDS.index("noised"))
-            width = planner.embedding.embedding_dim
-            values = torch.randn(*masked.shape, width, device=rows.device)
+            values = torch.randn(*masked.shape, planner.embedding.embedding_dim, device=rows.device)
             beside = Beside(kind != KINDS.index("visible"), levels, values)
+            if self._plan is not None:
+                planned = kind == KINDS.index("planned")
+                plan = PlanDraws(self.plans.shuffle(numbers), torch.randn_like(values))
+                beside = beside._replace(levels=torch.where(planned, 1.0, levels), planned=planned, plan=plan)
         shown = rows[: self._clips.batch_size]
         return CoDraws(coins, masked, flow, beside, [render.draw(shown) for render in self._passes])
 
@@ -138,7 +148,11 @@ class CoTrainingPass(nn.Module):
             sheets, (second, number) = lay_all_beside(sheets, draws.beside.chosen & ~plan)
         shown = take(features, sheets.shows)
         if draws.beside is not None and second is not None:
-            values = take(draws.beside.values, number).to(shown.dtype)
+            values = draws.beside.values
+            if self._plan is not None and draws.beside.planned is not None and draws.beside.plan is not None:
+                made = self._plan(numbers, lost, features, draws.beside.plan)
+                values = torch.where(draws.beside.planned[:, None, None], made, values)
+            values = take(values, number).to(shown.dtype)
             noised = torch.lerp(shown, values, draws.beside.levels[:, None, None].to(shown.dtype))
             shown = torch.where(second[..., None], noised, shown)
         states = plans.run(sheets, shown, draws.masked)

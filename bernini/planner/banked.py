@@ -145,9 +145,17 @@ class PlanPass(nn.Module):
         share = self._shares[stack.task[rows].long(), torch.randint(SHARES, rows.shape, device=device)]
         count = stack.count[rows, None]
         hidden = (count * share[:, None]).ceil().clamp(min=1)
-        missing = self._slots >= count
-        order = torch.rand(missing.shape, device=device).masked_fill(missing, 2.0).argsort(1).argsort(1)
-        return (order < hidden) & ~missing
+        return (self.shuffle(rows) < hidden) & (self._slots < count)
+
+    def shuffle(self, rows: Tensor) -> Tensor:
+        """Draw an order of the target tokens of samples: ``[B, N]``, the place of each; what is missing comes last."""
+        missing = self._slots >= self._stack.count[rows, None]
+        return torch.rand(missing.shape, device=rows.device).masked_fill(missing, 2.0).argsort(1).argsort(1)
+
+    @property
+    def slots(self) -> int:
+        """Most target tokens N of a sample."""
+        return len(self._slots)
 
     def measure(self, rows: Tensor, variant: Tensor, masked: Tensor, draws: Draws) -> Tensor:
         """The losses of given variants under given masks and noise.

@@ -17,6 +17,7 @@ from bernini.cli import main
 from bernini.conversation import Conversation
 from bernini.cotraining.bank import CoBank, CoStack
 from bernini.cotraining.banked import BankedCoTrainingModule
+from bernini.cotraining.banked_plans import PlanDraws
 from bernini.cotraining.conditions import ConditionDropout
 from bernini.cotraining.examples import Example, make_example
 from bernini.cotraining.exposure import PlanExposure
@@ -27,6 +28,8 @@ from bernini.planner.bank import join, write
 from bernini.planner.flow_head import Draws
 from bernini.planner.learning import draw_noises
 from bernini.planner.masking import TARGET
+from bernini.planner.planning import PlanningConfig
+from bernini.planner.reveal import reveal_counts, reveal_order
 from bernini.renderer.bank import Stack
 from bernini.renderer.banked import Noises, StackedPass
 from bernini.renderer.experts import experts_of
@@ -47,6 +50,7 @@ OFTEN = {"text": 0.5, "image": 0.4, "video": 0.4, "plan": 0.4}
 EXPOSURES = {
     "visible": PlanExposure(),
     "mixed": PlanExposure(visible=0.2, full=0.4, noised=0.4),
+    "planned": PlanExposure(0.1, planned=0.6, noised=0.3, planning=PlanningConfig(3, 2, txt=1.4, img=1.2)),
 }
 
 
@@ -99,19 +103,35 @@ def draws_of(module: BankedCoTrainingModule, one: CoTrainingPass, seeds: list[in
     slots, width = one.plans._stack.targets.shape[1], module.planner.embedding.embedding_dim
     masked = torch.zeros(len(SAMPLES), slots, dtype=torch.bool)
     chosen, levels = torch.zeros(len(SAMPLES), dtype=torch.bool), torch.zeros(len(SAMPLES))
-    values = torch.zeros(len(SAMPLES), slots, width)
+    values, noise = torch.zeros(2, len(SAMPLES), slots, width)
+    planned, rank = torch.zeros_like(chosen), torch.full((len(SAMPLES), slots), slots)
     for number, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
         first = (example.written.token_type == TARGET) & ~example.second
         masked[number, : int(first.sum())] = example.masked[first]
         chosen[number], levels[number] = example.kind != "visible", example.level
-        if count := int(example.second.sum()):
+        count = int(first.sum())
+        if example.kind in ("full", "noised"):
             values[number, :count] = torch.randn(count, width, generator=generator(seed, "plan"))
+        elif example.kind == "planned":
+            planned[number], rank[number, :count], noise[number, :count] = True, *order_of(module, seed, count, width)
     drawn = draw_noises(module.planner.vit_decoder, [e.masked for e in examples], [generator(s) for s in seeds])
     index = torch.zeros(len(drawn.index), masked.numel(), dtype=torch.long)
-    noise = torch.zeros(*index.shape, width)
-    index[:, masked.flatten()], noise[:, masked.flatten()] = drawn.index, drawn.noise
-    beside = Beside(chosen, levels, values) if module.exposure.visible < 1 else None
-    return examples, CoDraws(coins, masked, Draws(index, noise), beside, noises_of(module, one, examples, seeds))
+    flow = torch.zeros(*index.shape, width)
+    index[:, masked.flatten()], flow[:, masked.flatten()] = drawn.index, drawn.noise
+    plan = (planned, PlanDraws(rank, noise)) if module.exposure.planned else ()
+    beside = Beside(chosen, levels, values, *plan) if module.exposure.visible < 1 else None
+    return examples, CoDraws(coins, masked, Draws(index, flow), beside, noises_of(module, one, examples, seeds))
+
+
+def order_of(module: BankedCoTrainingModule, seed: int, count: int, width: int) -> tuple[Tensor, Tensor]:
+    """By token its place in the order of planning, and its noise, which goes to a step's tokens by position."""
+    own, config = seed % 2**32, module.exposure.planning
+    generator = torch.Generator().manual_seed(own)
+    order, ranks, noises = reveal_order(count, own).flip(0), torch.empty(count).long(), torch.empty(count, width)
+    ranks[order] = torch.arange(count)
+    for tokens in order.split(reveal_counts(count, config.steps)):
+        noises[tokens.sort().values] = torch.randn(len(tokens), width, generator=generator)
+    return ranks, noises
 
 
 def noises_of(
@@ -162,13 +182,13 @@ def test_a_batch_has_the_losses_and_gradients_of_its_samples_packed(
     wan: Path, planner: Path, train: list[Any], exposure: str
 ) -> None:
     module = make(wan, planner, train, exposure=EXPOSURES[exposure])
-    keys: list[tuple[str | int, ...]] = [(exposure, number) for number in range(len(SAMPLES))]
+    keys: list[tuple[str | int, ...]] = [("drawn", exposure, number) for number in range(len(SAMPLES))]
     one = module.make_pass(bank_of(module))
     examples, draws = draws_of(module, one, [draw_seed(module.seed, *key) for key in keys])
     if one._visual is False:
         draws = draws._replace(flow=None)
     kinds = {e.kind for e in examples if e.second.any()}
-    assert kinds == ({"full", "noised"} if exposure == "mixed" else set())
+    assert kinds == {"visible": set(), "mixed": {"full", "noised"}, "planned": {"planned", "noised"}}[exposure]
     assert draws.coins[:, :4].any(0).all() and (draws.coins[:12, 0] & draws.coins[:12, 3]).any()
 
     loss, table = module.losses(SAMPLES, keys)
@@ -210,7 +230,7 @@ def test_nothing_waits_for_the_device_or_comes_from_the_host(
     wan: Path, planner: Path, train: list[Any], half: bool
 ) -> None:
     train = [part for part in train if part != "vit"]  # whose attention on the CPU is not that of a GPU
-    module = make(wan, planner, train, exposure=EXPOSURES["mixed"])
+    module = make(wan, planner, train, exposure=PlanExposure(0.2, 0.3, 0.3, 0.2))
     with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
         one = module.make_pass(bank_of(module))
         with Waiting() as mode:
@@ -242,7 +262,7 @@ def test_what_is_lost_and_shown_has_the_asked_rates(wan: Path, planner: Path) ->
     ("more", "what"),
     [
         ({"gradient_checkpointing": True}, "no second forward"),
-        ({"exposure": PlanExposure(visible=0.5, planned=0.5)}, "no room for planning"),
+        ({"exposure": PlanExposure(visible=0.5, planned=0.5, planning=PlanningConfig(order="halton"))}, "random order"),
         ({"max_latent_frames": 2}, "latents of the length"),
     ],
 )
