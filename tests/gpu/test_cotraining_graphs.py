@@ -56,7 +56,9 @@ def losses(module: L.LightningModule, wan: Path, folder: Path, precision: Any) -
     [("32-true", False, 1e-4), ("bf16-mixed", False, 1e-2), ("bf16-mixed", True, 1e-2)],
     ids=["fp32", "bf16", "bf16 and tower"],
 )
-@pytest.mark.parametrize("exposure", [PlanExposure(), PlanExposure(0.3, full=0.2, planned=0.3, noised=0.2)], ids=["paper", "mixed"])
+@pytest.mark.parametrize(
+    "exposure", [PlanExposure(), PlanExposure(0.3, full=0.2, planned=0.3, noised=0.2)], ids=["paper", "mixed"]
+)
 def test_banked_cotraining_learns_the_same_with_and_without_graphs(
     wan: Path,
     tmp_path: Path,
