@@ -79,7 +79,7 @@ class Completion:
 
     Attributes:
         text: The answer as it came; empty where there is none.
-        finish: Why it ended: ``stop``, or ``length`` where it was cut short; empty where the server does not say.
+        finish: Why it ended: ``stop``, ``length`` or ``content_filter`` where it was cut; empty where nobody says.
         model: Name that the server gives the model.
         fingerprint: The server's name for the system that answered, if it gives one.
         usage: Tokens as the server counts them.
@@ -95,8 +95,8 @@ class Completion:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer stops where the model was not through."""
-        return self.finish == "length"
+        """Whether the answer stops where the model was not through, or parts of it were taken out."""
+        return self.finish in ("length", "content_filter")
 
 
 class Useless(Exception):
