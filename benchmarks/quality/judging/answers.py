@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -24,7 +25,7 @@ _POLL = 0.01  # seconds
 
 
 class Answers:
-    """The answers of a run. Several threads, and several processes, can use one file at the same time.
+    """The answers of a run. Several processes can use one file at the same time, and the threads of each one object.
 
     What a process that was killed left of a line counts as not there.
 
@@ -39,8 +40,8 @@ class Answers:
         self._read_to = 0
         self._claimed: set[str] = set()
         self._turn = threading.Condition()
-        # Closing any handle of a file gives back all POSIX locks that the process has on it, so there is one for good.
-        self._locks = self.path.with_suffix(".lock").open("ab")
+        self._locks = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
+        weakref.finalize(self, os.close, self._locks)
         self._refresh()
 
     def __len__(self) -> int:

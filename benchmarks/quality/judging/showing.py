@@ -31,7 +31,7 @@ class Encoding:
     quality: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.long_edge is not None and self.long_edge < 1) or not 1 <= (self.quality or 95) <= 95:
+        if (self.long_edge is not None and self.long_edge < 1) or self.quality not in (None, *range(1, 96)):
             raise ConfigError(f"frames cannot be encoded as {self}", why="an edge is positive, a quality 1 to 95")
 
     @property
