@@ -184,6 +184,19 @@ def test_answers_are_kept_as_they_came_with_their_facts(server: Server, tmp_path
     assert judged.served() == {f"{MODEL}-eu fp_1": 1}
 
 
+def test_several_models_behind_one_name_are_told_of(server: Server, tmp_path: Path) -> None:
+    def named(model: str) -> Reply:
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "details": {"cached": 2}}
+        return send(json.dumps({"model": model, "usage": usage, "choices": [{"message": {"content": "4"}}]}))
+
+    server.replies = [named("one"), named("other")]
+    judge, questions = make_judge(server.url, workers=1), [make_question(n) for n in range(3)]
+    with pytest.warns(UserWarning, match="as several models, whose scores stand together: one, other"):
+        judged = ask(judge, questions, Answers(tmp_path / "a.jsonl"))
+    assert judged.served() == {"one": 1, "other": 2}
+    assert judged.usage() == {"prompt_tokens": 27, "completion_tokens": 3}
+
+
 def test_reading_again_takes_no_call(server: Server, tmp_path: Path) -> None:
     judged = ask_one(server, tmp_path, say("9"))
     assert judged.records()[0].status == "unparsed" and len(server.asked) == 2
@@ -362,6 +375,19 @@ def test_the_cap_rule_is_an_option_and_violations_are_counted_either_way(
     assert judged.values()["item0"] == expected and judged.values()["item2"]["quality"] == 1
     assert judged.violations() == {"detail": 2, "quality": 1}
     assert judged.raw[0].scores["detail"] == 4
+
+
+@pytest.mark.parametrize("cap", [Cap("instructoin", ("detail",)), Cap("instruction", ("detail", "qualty"), "enforce")])
+def test_a_cap_of_nothing_is_refused(cap: Cap, server: Server, tmp_path: Path) -> None:
+    server.replies = [say("2, 4, 2")]
+    with pytest.raises(ConfigError, match="caps nothing"):
+        ask(make_judge(server.url), [make_question(1, form=CAPPED)], Answers(tmp_path / "a.jsonl"), cap=cap)
+
+
+@pytest.mark.parametrize(("on", "rule"), [((), "off"), (("a",), "off"), (("b",), "on")])
+def test_a_cap_without_a_meaning_is_refused(on: tuple[str, ...], rule: Any) -> None:
+    with pytest.raises(ConfigError, match="cap rule"):
+        Cap("a", on, rule)
 
 
 def test_two_settings_never_share_a_column(server: Server, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from planners import TEXT, TOKENIZER, TOWER
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from judges import LIMITS, write_local_judge
+from planners import TOKENIZER
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.quality.judging.answers import Answers
@@ -21,24 +22,12 @@ from bernini.planner.model import load_planner
 from datamodules.toyworld import make_item, make_question
 
 ROOT = Path(__file__).parents[2]
-LIMITS = {"min_pixels": 256, "max_pixels": 4096, "patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
 CLIP = make_item("t2v", 0, frames=5, height=32, width=48).targets[0].media.pixels
-
-
-def write_judge(folder: Path, seed: int = 0) -> Path:
-    """A random Qwen2.5-VL in its published layout."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER)
-        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(LIMITS))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_judge(tmp_path_factory.mktemp("judge"))
+    return write_local_judge(tmp_path_factory.mktemp("judge"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +99,7 @@ def test_text_that_spells_a_special_token_stays_text(judge: LocalJudge) -> None:
 
 
 def test_its_identity_is_what_its_files_hold(folder: Path, judge: LocalJudge, tmp_path: Path) -> None:
-    same, other = tmp_path / "same", write_judge(tmp_path / "other", seed=1)
+    same, other = tmp_path / "same", write_local_judge(tmp_path / "other", seed=1)
     shutil.copytree(folder, same)
     assert LocalJudge(same, dtype=torch.float32, max_tokens=6).identity() == judge.identity()
     assert LocalJudge(other, dtype=torch.float32, max_tokens=6).identity() != judge.identity()

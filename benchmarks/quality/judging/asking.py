@@ -1,5 +1,6 @@
 """Asks a judge a set of questions, each once as long as its answer is kept; it goes on where it was broken off."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -41,7 +42,7 @@ def ask(
         progress: Called with the number of questions that are done.
 
     Raises:
-        ConfigError: Two questions have one key, or there are no repeats.
+        ConfigError: Two questions have one key, there are no repeats, or the cap names scores that nobody asks for.
         UnwelcomeError: The judge answers nobody: key, url or model are wrong. What was answered is kept.
     """
     key, times = Counter(question.key for question in questions).most_common(1)[0] if questions else ("", 0)
@@ -60,7 +61,11 @@ def ask(
         pool.shutdown(cancel_futures=True)
     versions = sorted({question.version for question in questions})
     settings = {"name": judge.name, "judge": dict(judge.identity()), "versions": versions, "repeats": repeats}
-    return Judged([verdict for future in asked for verdict in future.result()], settings, cap)
+    verdicts = [verdict for future in asked for verdict in future.result()]
+    if len(models := {said.model for verdict in verdicts for said in verdict.said}) > 1:
+        told = ", ".join(sorted(model or "one without a name" for model in models))
+        warnings.warn(f"the server answered as several models, whose scores stand together: {told}", stacklevel=2)
+    return Judged(verdicts, settings, cap)
 
 
 @dataclass
@@ -143,6 +148,5 @@ def _verdict(
         status=status,
         scores=scores or {},
         why=why,
-        texts=tuple(one.text for one in said),
-        served=tuple(" ".join(part for part in (one.model, one.fingerprint) if part) for one in said),
+        said=tuple(said),
     )

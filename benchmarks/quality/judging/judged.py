@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.quality.folder import Row, digest
+from bernini.chat import Completion
 from bernini.errors import ConfigError, DataError
 
 Status = Literal["scored", "unparsed", "failed"]
@@ -31,8 +32,7 @@ class Verdict:
             if there was no answer or nothing to show.
         scores: By name; empty unless scored.
         why: What went wrong, in one line.
-        texts: Answers as they came, the one after a reminder last.
-        served: Names that the server gave the model, with its fingerprint where there is one, by answer.
+        said: Answers as they came, the one after a reminder last.
     """
 
     question: str
@@ -44,8 +44,12 @@ class Verdict:
     status: Status
     scores: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
-    texts: tuple[str, ...] = ()
-    served: tuple[str, ...] = ()
+    said: tuple[Completion, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What was said."""
+        return tuple(completion.text for completion in self.said)
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,17 @@ class Judged:
         verdicts: One for each question and repeat.
         settings: What decides them: judge, versions of the questions, repeats; plain JSON.
         cap: Cap rule, where the rubric has one.
+
+    Raises:
+        ConfigError: The cap rule names a score that nobody asked for.
     """
 
     def __init__(self, verdicts: Sequence[Verdict], settings: Mapping[str, Any], cap: Cap | None = None) -> None:
         self.raw, self.cap = tuple(verdicts), cap
+        asked = {name for v in verdicts for name in v.names}
+        if cap and asked and not {cap.by, *cap.on} <= asked:
+            why = f"the questions ask for {', '.join(sorted(asked))}"
+            raise ConfigError(f"the cap of {', '.join(cap.on)} by {cap.by} caps nothing", why=why)
         self.verdicts = tuple(cap.apply(v) for v in verdicts) if cap else self.raw
         rule = {"by": cap.by, "on": list(cap.on), "rule": cap.rule} if cap else None
         self.settings = {**settings, "cap": rule}
@@ -146,8 +157,16 @@ class Judged:
         return {name: found[name] for name in self.cap.on} if self.cap else {}
 
     def served(self) -> dict[str, int]:
-        """Answers by the model that the server says gave them; more than one is worth a look."""
-        return dict(Counter(name for v in self.raw for name in v.served))
+        """Answers by the model, and its fingerprint, that the server says gave them."""
+        return dict(Counter(f"{said.model} {said.fingerprint}".strip() for v in self.raw for said in v.said))
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of all answers, as far as the server counted them, whether they were asked for now or before."""
+        total: Counter[str] = Counter()
+        for verdict in self.raw:
+            for said in verdict.said:
+                total.update({name: count for name, count in said.usage.items() if isinstance(count, int)})
+        return dict(total)
 
     def records(self) -> list[Record]:
         """All scores, item by item in the order of the questions."""
