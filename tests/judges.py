@@ -1,4 +1,4 @@
-"""What tests of judges share: questions, a server that scores them by number, a run to be killed, a tiny judge."""
+"""What tests of judges share: questions, a server that scores them by number, and a run to be killed."""
 
 import json
 import re
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planners import TEXT, TOKENIZER, TOWER
 from servers import Server, say
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.quality.judging.answers import Answers
 from benchmarks.quality.judging.asking import ask
@@ -23,7 +21,6 @@ from benchmarks.quality.judging.question import Question
 from benchmarks.quality.judging.showing import Shown
 
 MODEL = "judge-2026-01-31"
-LIMITS = {"min_pixels": 256, "max_pixels": 4096, "patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
 FORM = Integers(("quality",), 1, 5)
 
 
@@ -70,14 +67,3 @@ def run(url: str, folder: str, count: int, repeats: int = 1, workers: int = 4) -
     """Ask the first ``count`` questions; in a process of its own it can be killed."""
     judge = make_judge(url, workers=workers)
     return ask(judge, [make_question(n) for n in range(count)], Answers(Path(folder) / "a.jsonl"), repeats=repeats)
-
-
-def write_local_judge(folder: Path, seed: int = 0) -> Path:
-    """A random Qwen2.5-VL in its published layout."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER)
-        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(LIMITS))
-    return folder

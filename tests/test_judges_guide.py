@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from judges import write_local_judge
+from local_judges import write_local_judge
 from servers import chat_server, say
 
 from benchmarks.quality.judging import forms

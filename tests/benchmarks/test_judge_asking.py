@@ -30,7 +30,7 @@ from bernini.chat import Completion, UnwelcomeError
 from bernini.errors import ConfigError, DataError
 
 SPAWNED = multiprocessing.get_context("forkserver")
-SPAWNED.set_forkserver_preload(["judges"])
+SPAWNED.set_forkserver_preload(["benchmarks.quality.judging.asking", "benchmarks.quality.judging.endpoint"])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from judges import LIMITS, write_local_judge
+from local_judges import LIMITS, write_local_judge
 from planners import TOKENIZER
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
