@@ -1,6 +1,7 @@
 """Readers of answers take what was asked for, and nothing else."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,16 @@ def test_readers_are_total(form: Form) -> None:
         assert tuple(scores) == form.names and all(form.low <= value <= form.high for value in scores.values())
 
     check()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", ["*", " ", "\n", "1", "1 ", "[", "`", "- ", "_ ", "```\n", "<think>", "::", " \n*"])
+def test_long_nonsense_is_refused_at_once(part: str, form: Form) -> None:
+    start = time.monotonic()
+    for begin, end in (("", ""), ("1", "x"), ("```json\n", "\n``"), ("Instruction Compliance:", "x"), ("by", "x")):
+        with pytest.raises(Unreadable):
+            form.read(begin + part * (130_000 // len(part)) + end)
+    assert time.monotonic() - start < 2
 
 
 @given(st.lists(st.integers(-3, 14), min_size=2, max_size=2))

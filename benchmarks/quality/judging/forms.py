@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from bernini.errors import ConfigError
 
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-_MARKS = r"[*_`\"']*"  # emphasis and quotes, which change no meaning
+_MARK = "*_`\"'"  # emphasis and quotes, which change no meaning
+_MARKS = f"[{_MARK}]*"
 _NUMBER = r"[-+]?[0-9]{1,6}"
 
 
@@ -82,8 +83,7 @@ class Integers:
     def read(self, text: str) -> dict[str, float]:
         """See `Form`."""
         many = len(self.names)
-        said = re.fullmatch(rf"{_MARKS}(.*?)\.?{_MARKS}\.?", _said(text), re.DOTALL)
-        body = said[1].strip() if said else ""
+        body = _bare(_said(text))
         if many > 1 and body.startswith("[") and body.endswith("]"):
             body = body[1:-1].strip()
         if not re.fullmatch(rf"{_NUMBER}(?:(?:\s*,\s*|\s+){_NUMBER}){{{many - 1}}}", body):
@@ -123,14 +123,13 @@ class Labelled:
         """See `Form`."""
         numbers = []
         for label in self.labels.values():
-            start = rf"^\s*(?:[-*]\s+)?{_MARKS}{re.escape(label)}{_MARKS}\s*:"
+            start = rf"^[ \t]*(?:[-*][ \t]+)?{_MARKS}{re.escape(label)}{_MARKS}[ \t]*:"
             lines = re.findall(rf"{start}(.*)$", _said(text), re.MULTILINE | re.IGNORECASE)
             if len(lines) != 1:
                 raise Unreadable(f"{len(lines) or 'no'} lines say {label!r}")
-            number = re.fullmatch(rf"\s*{_MARKS}\s*({_NUMBER})\s*{_MARKS}\.?\s*", lines[0])
-            if number is None:
+            if not re.fullmatch(_NUMBER, number := _bare(lines[0])):
                 raise Unreadable(f"no bare whole number behind {label!r}")
-            numbers.append(int(number[1]))
+            numbers.append(int(number))
         return _ranged(self.names, numbers, self.low, self.high)
 
 
@@ -169,8 +168,9 @@ class JsonIntegers:
     def read(self, text: str) -> dict[str, float]:
         """See `Form`."""
         body = _said(text)
-        if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", body, re.DOTALL | re.IGNORECASE):
-            body = fenced[1]
+        first, _, rest = body.partition("\n")
+        if first.strip().lower() in ("```", "```json") and rest.endswith("```"):
+            body = rest.removesuffix("```")
         try:
             told = json.loads(body, object_pairs_hook=_without_twins)
         except (ValueError, RecursionError) as error:
@@ -265,6 +265,11 @@ class Letter:
 def _said(text: str) -> str:
     """An answer without the thoughts that some servers leave before it."""
     return _THOUGHT.sub("", text, count=1).strip() if _THOUGHT.match(text) else text.strip()
+
+
+def _bare(text: str) -> str:
+    """A text without emphasis, quotes and a full stop around it."""
+    return text.strip().removesuffix(".").strip(_MARK).removesuffix(".").strip()
 
 
 def _ranged(names: Sequence[str], numbers: Sequence[int], low: int, high: int) -> dict[str, float]:
