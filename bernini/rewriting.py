@@ -6,33 +6,24 @@ an instruction that was not rewritten.
 """
 
 import base64
-import json
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Any, ClassVar
 
-import requests
 import torch
 from torch import Tensor
 
+from bernini.chat import Chat, ChatConfig, Completion, Useless
 from bernini.conversation import Conversation, Message
-from bernini.errors import ConfigError, DataError, ServiceError
+from bernini.errors import ConfigError, DataError
 from bernini.media import encode_image, fit_size, resize
 from bernini.reasoning import instruction
 
 FRAMES = 3  # of a clip, from the first to the last
 EDGE = 512  # longest of an image that is sent, in pixels
-MOST_BYTES = 2**17  # of a reply
-PASSING = (408, 409, 425, 429)  # statuses besides 5xx after which it is worth asking again
-FIXES = {
-    **dict.fromkeys((401, 403), "check the key in the environment variable that was named for it"),
-    404: "check the rewriter's url, which ends before /chat/completions, and model",
-}
 
 _MAKE = "You rewrite requests for {what} into prompts for a generator."
 _CHANGE = (
@@ -65,47 +56,21 @@ _ALIKE = {"mv2v": "v2v", "vrc2v": "rv2v", "vi2v": "rv2v", "ads2v": "rv2v"}
 
 
 @dataclass(frozen=True)
-class RewriterConfig:
-    """Where the rewriter is, and how long it is waited for.
+class RewriterConfig(ChatConfig):
+    """Where the rewriter is, how long it is waited for, and how long a prompt may be.
 
     Attributes:
-        url: Root of the interface, e.g. ``http://localhost:8000/v1``.
-        model: Name of the model there.
-        key_variable: Environment variable that holds the key; null sends none.
-        timeout: Seconds for one answer, from the request to the last byte.
-        retries: How often an answer that cannot be used is asked for again.
-        wait: Seconds before the first of these; each further wait is twice as long.
         max_characters: Longest prompt.
-        workers: Requests on the way at the same time.
     """
 
-    url: str
-    model: str
-    key_variable: str | None = None
-    timeout: float = 60.0
-    retries: int = 3
-    wait: float = 1.0
+    who: ClassVar[str] = "the rewriter"
+
     max_characters: int = 2000
-    workers: int = 4
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigError(  # which does not show it: there may be a key in it
-                "the rewriter's url cannot be used",
-                where="the rewriter's url",
-                why="it is the root of the interface, without a user, a key or anything behind a question mark",
-                fix="give it like http://localhost:8000/v1, and name the variable with the key apart",
-            )
-        if not self.model or self.timeout <= 0 or self.retries < 0 or self.wait < 0:
-            why = "there is a model, the timeout is above 0, and retries and wait are at least 0"
-            raise ConfigError("the rewriter cannot be asked like that", why=why)
-        if min(self.max_characters, self.workers) < 1:
-            raise ConfigError("max_characters and workers of the rewriter are at least 1")
-
-
-class _Useless(Exception):
-    """An answer that another attempt may mend."""
+        super().__post_init__()
+        if self.max_characters < 1:
+            raise ConfigError("max_characters of the rewriter is at least 1")
 
 
 class Rewriter:
@@ -119,15 +84,7 @@ class Rewriter:
     """
 
     def __init__(self, config: RewriterConfig) -> None:
-        self.config, name = config, config.key_variable
-        self._key = os.environ.get(name, "").strip() if name else ""
-        if name and not (self._key and self._key.isascii() and self._key.isprintable()):
-            raise ConfigError(
-                f"there is no key in the environment variable {name}",
-                where="the rewriter's key",
-                why="its characters are no key's" if self._key else "it is empty or not set",
-                fix=f"export {name}=..., or name no variable for a server that wants no key",
-            )
+        self.config, self._chat = config, Chat(config)
 
     def rewrite(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """Put rewritten prompts in the place of instructions.
@@ -145,94 +102,21 @@ class Rewriter:
         return [c.with_prompt(prompt) for c, prompt in zip(conversations, prompts, strict=True)]
 
     def _prompt(self, conversation: Conversation) -> str:
-        body = {"model": self.config.model, "messages": messages(conversation)}
-        problem = ""
-        for attempt in range(self.config.retries + 1):
-            if attempt:
-                time.sleep(self.config.wait * 2 ** (attempt - 1))
-            try:
-                return self._checked(self._reply(body, conversation), conversation)
-            except _Useless as error:
-                problem = str(error)
-        raise ServiceError(
-            f"the rewriter gave no answer that can be used in {self.config.retries + 1} attempts",
-            where=self._where(conversation),
-            why=f"at last: {problem}",
-            fix="try again later, raise the rewriter's timeout or retries, or go without it",
-        )
+        body = {"messages": messages(conversation)}
+        return self._chat.ask(body, partial(self._checked, conversation), conversation.key)
 
-    def _reply(self, body: dict[str, Any], conversation: Conversation) -> bytes:
-        """The body of a reply of status 200."""
-        until = time.monotonic() + self.config.timeout
-        content = bytearray()
-        try:
-            with requests.post(
-                f"{self.config.url.rstrip('/')}/chat/completions",
-                json=body,
-                timeout=self.config.timeout,
-                stream=True,
-                allow_redirects=False,  # the key goes to nobody else
-                auth=self._authorize,
-            ) as response:
-                for byte in response.iter_content(1):  # else a server that sends one now and then outlasts the timeout
-                    content += byte
-                    if time.monotonic() > until:
-                        raise _Useless(f"no whole answer in {self.config.timeout:g} s")
-                    if len(content) > MOST_BYTES:
-                        raise _Useless(f"an answer of more than {MOST_BYTES} bytes")
-        except requests.Timeout as error:
-            raise _Useless(f"no answer in {self.config.timeout:g} s") from error
-        except requests.RequestException as error:
-            raise _Useless(f"the connection failed ({type(error).__name__})") from error
-        status = response.status_code
-        if status in PASSING or status >= 500:
-            raise _Useless(f"status {status}: {self._said(content)}")
-        if status != 200:
-            raise ServiceError(
-                f"the rewriter refused with status {status}",
-                where=self._where(conversation),
-                why=self._said(content),
-                fix=FIXES.get(status, "check the rewriter's url and model, and whether the model takes images"),
-            )
-        return bytes(content)
-
-    def _checked(self, reply: bytes, conversation: Conversation) -> str:
-        """The prompt in a reply, if it can be used."""
-        try:
-            choice = json.loads(reply)["choices"][0]
-            text = choice["message"]["content"]
-            cut = choice.get("finish_reason") == "length"
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _Useless("the reply is not a chat completion") from error
-        if not isinstance(text, str) or not (text := text.strip()):
-            raise _Useless("the answer is empty")
-        if cut:
-            raise _Useless("the answer was cut short")
+    def _checked(self, conversation: Conversation, completion: Completion) -> str:
+        """The prompt in an answer, if it can be used."""
+        if not (text := completion.text.strip()):
+            raise Useless("the answer is empty")
+        if completion.is_cut:
+            raise Useless("the answer was cut short")
         if len(text) > self.config.max_characters:
-            raise _Useless(f"the answer has {len(text)} characters, at most {self.config.max_characters} are taken")
+            raise Useless(f"the answer has {len(text)} characters, at most {self.config.max_characters} are taken")
         given = {name for name, _ in _named(conversation)}
         if unknown := {name.lower() for name in re.findall(r"\b(?:image|video)\d+\b", text, re.IGNORECASE)} - given:
-            raise _Useless(f"the answer speaks of {min(unknown)}, the request has {', '.join(sorted(given)) or 'none'}")
+            raise Useless(f"the answer speaks of {min(unknown)}, the request has {', '.join(sorted(given)) or 'none'}")
         return text
-
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sets the key, and keeps requests from looking for others in ~/.netrc."""
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def _said(self, content: bytes | bytearray) -> str:
-        """The beginning of what came with a status, without the key."""
-        try:
-            told = json.loads(content)["error"]
-            text = str(told["message"] if isinstance(told, dict) else told)
-        except (ValueError, LookupError, TypeError):
-            text = content.decode(errors="replace")
-        text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:200] or "no reason was given"
-
-    def _where(self, conversation: Conversation) -> str:
-        return ", ".join(part for part in (conversation.key, self.config.url) if part)
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
