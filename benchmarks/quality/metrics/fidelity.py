@@ -1,0 +1,104 @@
+"""How close an output is to its source, pixel by pixel: MAE, MSE, PSNR, SSIM and MS-SSIM, whole or outside a mask.
+
+Each figure is a mean over frames, as FiVE-Bench takes it (`evaluation/evaluate.py`). What a mask hides is set to black
+in both clips and counts as equal: the mean is over whole frames, so that large masks make small errors. Pixels are
+divided by 255.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from benchmarks.quality.metrics.clips import check_pair
+from bernini.errors import DataError
+
+LEAST_MS_SSIM = 161
+"""Pixels of the shorter side below which five scales of an 11 pixel window do not fit."""
+
+
+def mae(output: Tensor, source: Tensor) -> float:
+    """Mean absolute error of two clips ``[3, T, H, W]`` uint8, in [0, 1]; 0 if equal.
+
+    Raises:
+        DataError: They are not of one size and length.
+    """
+    check_pair(output, source)
+    return (output.int() - source.int()).abs().double().mean().item() / 255
+
+
+def mse(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | None:
+    """Mean squared error, in [0, 1]; 0 if equal.
+
+    Args:
+        output: ``[3, T, H, W]`` uint8.
+        source: As large and long.
+        mask: ``[T, H, W]`` bool, true where the clips may differ; none where they are compared whole.
+
+    Returns:
+        The figure; none if the mask hides all frames.
+
+    Raises:
+        DataError: The clips, or the mask, are not of one size and length.
+    """
+    return _over_frames(lambda a, b: (a - b).square().mean((1, 2, 3)), output, source, mask)
+
+
+def psnr(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | None:
+    """Peak signal to noise ratio in dB; infinite if a frame is equal. Arguments and errors as of `mse`."""
+    return _over_frames(_psnr, output, source, mask)
+
+
+def ssim(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | None:
+    """Structural similarity (Gaussian window of 11 pixels, sigma 1.5), at most 1. Arguments and errors as of `mse`."""
+    return _over_frames(_ssim, output, source, mask)
+
+
+def ms_ssim(output: Tensor, source: Tensor) -> float:
+    """Structural similarity over five scales, at most 1, of two clips ``[3, T, H, W]`` uint8.
+
+    Raises:
+        DataError: They are not of one size and length, or a side is below 161 pixels.
+    """
+    check_pair(output, source)
+    if min(output.shape[2:]) < LEAST_MS_SSIM:
+        raise DataError(f"a clip is {tuple(output.shape)}", why=f"five scales take {LEAST_MS_SSIM} pixels a side")
+    figure = _over_frames(_ms_ssim, output, source, None)
+    assert figure is not None
+    return figure
+
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    return torch.as_tensor(peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none"))
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    return multiscale_structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+
+
+def _over_frames(
+    figure: Callable[[Tensor, Tensor], Tensor], output: Tensor, source: Tensor, mask: Tensor | None
+) -> float | None:
+    """Mean over frames of a figure of ``[1, 3, H, W]`` pairs, less the frames that a mask hides; a frame at a time."""
+    check_pair(output, source)
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != output.shape[1:]):
+        raise DataError(f"a mask is {mask.dtype} {tuple(mask.shape)}", why=f"bool {tuple(output.shape[1:])} is needed")
+    found = []
+    for t in range(output.shape[1]):
+        shown = None if mask is None else ~mask[t]
+        if shown is not None and not shown.any():
+            continue
+        a, b = (clip[None, :, t].double() / 255 for clip in (output, source))
+        found.append(figure(a, b) if shown is None else figure(a * shown, b * shown))
+    return torch.cat([one.reshape(1) for one in found]).mean().item() if found else None
