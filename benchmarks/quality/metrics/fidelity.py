@@ -6,20 +6,29 @@ divided by 255.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
+from torch.nn.functional import avg_pool2d
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from benchmarks.quality.metrics.clips import check_pair
 from bernini.errors import DataError
 
+REACH = 5
+"""Pixels from the middle of SSIM's window to its edge."""
+
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weights of MS-SSIM's scales, each half the size of the one before."""
+
 LEAST_MS_SSIM = 161
-"""Pixels of the shorter side below which five scales of an 11 pixel window do not fit."""
+"""Pixels of the shorter side below which five scales of the window do not fit."""
+
+Border = Literal["cropped", "reflected"]
+"""Whether SSIM is averaged where its window fits (Wang et al., 2004; scikit-image; torchmetrics before 1.4.2), or over
+all pixels of frames that are continued by their mirror image (torchmetrics since)."""
 
 
 def mae(output: Tensor, source: Tensor) -> float:
@@ -54,13 +63,31 @@ def psnr(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | 
     return _over_frames(_psnr, output, source, mask)
 
 
-def ssim(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | None:
-    """Structural similarity (Gaussian window of 11 pixels, sigma 1.5), at most 1. Arguments and errors as of `mse`."""
-    return _over_frames(_ssim, output, source, mask)
+def ssim(output: Tensor, source: Tensor, mask: Tensor | None = None, *, border: Border = "cropped") -> float | None:
+    """Structural similarity (Gaussian window of 11 pixels, sigma 1.5), at most 1.
+
+    Args:
+        output: As of `mse`.
+        source: As of `mse`.
+        mask: As of `mse`.
+        border: What is averaged; FiVE-Bench names no version of torchmetrics, and is younger than 1.4.2.
+
+    Returns:
+        The figure; none if the mask hides all frames.
+
+    Raises:
+        DataError: The clips, or the mask, are not of one size and length, or a side is below 11 pixels.
+    """
+    check_pair(output, source)
+    if min(output.shape[2:]) <= 2 * REACH:
+        raise DataError(f"a clip is {tuple(output.shape)}", why=f"a window takes {2 * REACH + 1} pixels a side")
+    return _over_frames(partial(_ssim, border=border), output, source, mask)
 
 
 def ms_ssim(output: Tensor, source: Tensor) -> float:
-    """Structural similarity over five scales, at most 1, of two clips ``[3, T, H, W]`` uint8.
+    """Structural similarity over five scales, in [0, 1], of two clips ``[3, T, H, W]`` uint8.
+
+    Where the mean of a scale is negative, it is taken as 0. Source: Wang, Simoncelli and Bovik (2003).
 
     Raises:
         DataError: They are not of one size and length, or a side is below 161 pixels.
@@ -77,14 +104,22 @@ def _psnr(a: Tensor, b: Tensor) -> Tensor:
     return torch.as_tensor(peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none"))
 
 
-def _ssim(a: Tensor, b: Tensor) -> Tensor:
-    found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-    assert isinstance(found, Tensor)
-    return found
+def _ssim(a: Tensor, b: Tensor, border: Border = "cropped") -> Tensor:
+    _, whole = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
+    inner = whole[..., REACH:-REACH, REACH:-REACH] if border == "cropped" else whole
+    return inner.mean()
 
 
 def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    return multiscale_structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    # of parts, since torchmetrics since 1.4.2 crops the borders of all scales but the last
+    product = torch.ones((), dtype=a.dtype)
+    for weight in SCALES[:-1]:
+        _, contrast = structural_similarity_index_measure(
+            a, b, data_range=1.0, reduction="none", return_contrast_sensitivity=True
+        )
+        product = product * contrast.mean().clamp(min=0) ** weight
+        a, b = avg_pool2d(a, 2), avg_pool2d(b, 2)
+    return product * _ssim(a, b).clamp(min=0) ** SCALES[-1]
 
 
 def _over_frames(

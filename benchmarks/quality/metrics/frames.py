@@ -90,9 +90,9 @@ def five_compared(n: int, stride: int = 8) -> list[int]:
 
 
 def five_judged(n: int, count: int = 4) -> list[int]:
-    """FiVE-Acc's frames out of ``n >= count``, which are ``count`` or a few more.
+    """FiVE-Acc's frames out of ``n >= count``: not ``count`` of them, as its setting is called, but about so far apart.
 
-    Source: FiVE-Bench, `evaluation/metrics_calculator.py`.
+    Source: FiVE-Bench, `evaluation/metrics_calculator.py`, for folders of frames.
     """
     _check(n, count)
     stride = n // (n // count)
