@@ -85,6 +85,10 @@ def test_the_command_names_what_does_not_follow(tmp_path: Path, capsys: pytest.C
         ({"benchmark": "genevall"}, "did you mean 'geneval'"),
         ({"rows": 3}, "holds no tables"),
         ({"columns": None}, "holds no tables"),
+        ({"scale": "much"}, "holds no tables"),
+        ({"scale": 0}, "scale is not positive"),
+        ({"decimals_of": {"elsewhere": 3}}, "decimals are of no column"),
+        ({"columns": ["overall"] * 7}, "stands twice"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -95,6 +99,9 @@ def test_a_broken_file_is_refused(tmp_path: Path, changes: dict[str, Any], told:
 def test_a_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         main(["--rows", str(tmp_path / "none.json")])
+    (tmp_path / "b.json").write_text('{"tables": [{"rows": {"a": [1], "a": [2]}}]}')
+    with pytest.raises(DataError, match="'a' stands twice"):
+        read_tables(tmp_path / "b.json")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError, match="holds no tables"):
         read_tables(tmp_path / "a.json")

@@ -149,6 +149,15 @@ def test_an_unknown_category_is_refused(name: str) -> None:
         totals(records, {one: fact._replace(category="unheard") for one, fact in facts.items()})
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if "vbench" not in name and name != "rise"])
+def test_items_that_are_not_asked_for_all_they_need_are_refused(name: str) -> None:
+    totals, (records, facts) = ALL[name]
+    one, score = sorted(records)[0], facts[sorted(records)[0]].scores[0]
+    fewer = {key: value for key, value in records[one].items() if key != score}
+    with pytest.raises(DataError, match=f"'{one}' is not asked for '?{score}"):
+        totals(records | {one: fewer}, facts | {one: facts[one]._replace(scores=facts[one].scores[1:])})
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.randoms())
 @settings(max_examples=50)
 def test_a_mean_is_one_figure_in_any_order(values: list[float], order: random.Random) -> None:
@@ -191,6 +200,13 @@ def test_vbench_reductions_are_two_figures_of_two_names() -> None:
     assert several["subject_consistency"].value == pytest.approx(0.65)
     assert several["background_consistency"] == single["background_consistency"]
     assert several["appearance_style"].value == pytest.approx(0.1)
+
+
+def test_vbench_has_to_know_how_many_frames_a_mean_is_over() -> None:
+    records, facts = dimensions(vbench.DIMENSIONS)
+    facts["subject_consistency-1"] = Facts(("subject_consistency",))
+    with pytest.raises(DataError, match="'subject_consistency-1' counts for nothing"):
+        vbench.totals(records, facts)
 
 
 def test_vbench_counts_a_missing_dimension_as_0_only_where_told_to() -> None:

@@ -6,19 +6,17 @@ divided by 255.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from benchmarks.quality.metrics.clips import check_pair
 from bernini.errors import DataError
 
-REACH = 5
-"""Pixels from the middle of SSIM's window to its edge."""
+REACH, SIGMA = 5, 1.5
+"""Pixels from the middle of SSIM's Gaussian window to its edge, and its standard deviation."""
 
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of MS-SSIM's scales, each half the size of the one before."""
@@ -55,12 +53,12 @@ def mse(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | N
     Raises:
         DataError: The clips, or the mask, are not of one size and length.
     """
-    return _over_frames(lambda a, b: (a - b).square().mean((1, 2, 3)), output, source, mask)
+    return _over_frames(lambda a, b: (a - b).square().mean(), output, source, mask)
 
 
 def psnr(output: Tensor, source: Tensor, mask: Tensor | None = None) -> float | None:
     """Peak signal to noise ratio in dB; infinite if a frame is equal. Arguments and errors as of `mse`."""
-    return _over_frames(_psnr, output, source, mask)
+    return _over_frames(lambda a, b: -10 * (a - b).square().mean().log10(), output, source, mask)
 
 
 def ssim(output: Tensor, source: Tensor, mask: Tensor | None = None, *, border: Border = "cropped") -> float | None:
@@ -81,7 +79,7 @@ def ssim(output: Tensor, source: Tensor, mask: Tensor | None = None, *, border: 
     check_pair(output, source)
     if min(output.shape[2:]) <= 2 * REACH:
         raise DataError(f"a clip is {tuple(output.shape)}", why=f"a window takes {2 * REACH + 1} pixels a side")
-    return _over_frames(partial(_ssim, border=border), output, source, mask)
+    return _over_frames(lambda a, b: _similarity(a, b, border)[0], output, source, mask)
 
 
 def ms_ssim(output: Tensor, source: Tensor) -> float:
@@ -100,32 +98,32 @@ def ms_ssim(output: Tensor, source: Tensor) -> float:
     return figure
 
 
-def _psnr(a: Tensor, b: Tensor) -> Tensor:
-    return torch.as_tensor(peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none"))
-
-
-def _ssim(a: Tensor, b: Tensor, border: Border = "cropped") -> Tensor:
-    _, whole = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
-    inner = whole[..., REACH:-REACH, REACH:-REACH] if border == "cropped" else whole
-    return inner.mean()
+def _similarity(a: Tensor, b: Tensor, border: Border = "cropped") -> tuple[Tensor, Tensor]:
+    """SSIM of two frames ``[3, 1, H, W]``, and the mean of its contrast term. Source: Wang et al. (2004)."""
+    line = torch.exp(-0.5 * (torch.arange(-REACH, REACH + 1, dtype=a.dtype) / SIGMA) ** 2)
+    line = line / line.sum()
+    both = torch.cat((a, b, a * a, b * b, a * b))
+    if border == "reflected":
+        both = pad(both, (REACH,) * 4, mode="reflect")
+    blurred = conv2d(conv2d(both, line[None, None, None]), line[None, None, :, None])
+    mean_a, mean_b, square_a, square_b, product = blurred.chunk(5)
+    means = mean_a * mean_b
+    contrast = (2 * (product - means) + 0.03**2) / (square_a - mean_a**2 + square_b - mean_b**2 + 0.03**2)
+    return ((2 * means + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2) * contrast).mean(), contrast.mean()
 
 
 def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    # of parts, since torchmetrics since 1.4.2 crops the borders of all scales but the last
     product = torch.ones((), dtype=a.dtype)
     for weight in SCALES[:-1]:
-        _, contrast = structural_similarity_index_measure(
-            a, b, data_range=1.0, reduction="none", return_contrast_sensitivity=True
-        )
-        product = product * contrast.mean().clamp(min=0) ** weight
+        product = product * _similarity(a, b)[1].clamp(min=0) ** weight
         a, b = avg_pool2d(a, 2), avg_pool2d(b, 2)
-    return product * _ssim(a, b).clamp(min=0) ** SCALES[-1]
+    return product * _similarity(a, b)[0].clamp(min=0) ** SCALES[-1]
 
 
 def _over_frames(
     figure: Callable[[Tensor, Tensor], Tensor], output: Tensor, source: Tensor, mask: Tensor | None
 ) -> float | None:
-    """Mean over frames of a figure of ``[1, 3, H, W]`` pairs, less the frames that a mask hides; a frame at a time."""
+    """Mean over frames of a figure of pairs ``[3, 1, H, W]``, float64 in [0, 1], less the frames that a mask hides."""
     check_pair(output, source)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != output.shape[1:]):
         raise DataError(f"a mask is {mask.dtype} {tuple(mask.shape)}", why=f"bool {tuple(output.shape[1:])} is needed")
@@ -134,6 +132,6 @@ def _over_frames(
         shown = None if mask is None else ~mask[t]
         if shown is not None and not shown.any():
             continue
-        a, b = (clip[None, :, t].double() / 255 for clip in (output, source))
+        a, b = (clip[:, t, None].double() / 255 for clip in (output, source))
         found.append(figure(a, b) if shown is None else figure(a * shown, b * shown))
-    return torch.cat([one.reshape(1) for one in found]).mean().item() if found else None
+    return torch.stack(found).mean().item() if found else None

@@ -50,14 +50,14 @@ def read_tables(path: str | Path) -> list[Table]:
 
     Raises:
         ConfigError: There is no such file.
-        DataError: The file is no such JSON, a row has more or fewer figures than there are columns, or a benchmark is
-            unknown.
+        DataError: The file is no such JSON, a row has more or fewer figures than there are columns, a name stands
+            twice, or a benchmark is unknown.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", fix="leave --rows out for the rows that come with the package")
     try:
-        tables = json.loads(path.read_text())["tables"]
+        tables = json.loads(path.read_text(), object_pairs_hook=_once)["tables"]
         return [_table(raw, f"{path}, table {number}") for number, raw in enumerate(tables)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -65,11 +65,24 @@ def read_tables(path: str | Path) -> list[Table]:
         ) from error
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names JSON itself lets stand twice, the last one alone being kept."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} stands twice")
+    return dict(pairs)
+
+
 def _table(raw: dict[str, Any], where: str) -> Table:
     if raw["benchmark"] not in RULES:
         hint = closest(raw["benchmark"], RULES)
         raise DataError(f"benchmark {raw['benchmark']!r} is unknown", where=where, fix=hint or ", ".join(RULES))
-    columns, decimals = raw["columns"], dict.fromkeys(raw["columns"], raw["decimals"]) | raw.get("decimals_of", {})
+    columns, scale = raw["columns"], float(raw["scale"])
+    decimals = {
+        name: int(n) for name, n in (dict.fromkeys(columns, raw["decimals"]) | raw.get("decimals_of", {})).items()
+    }
+    if len(decimals) != len(columns) or scale <= 0:
+        raise DataError("a column stands twice, decimals are of no column, or the scale is not positive", where=where)
     rows = {}
     for name, figures in raw["rows"].items():
         if len(figures) != len(columns):
@@ -83,4 +96,4 @@ def _table(raw: dict[str, Any], where: str) -> Table:
             if not (figure is None or (type(figure) in (int, float) and math.isfinite(figure))):
                 raise DataError(f"{figure!r} in row {name!r}, column {column!r}, is no figure", where=where)
         rows[name] = dict(zip(columns, figures, strict=True))
-    return Table(raw["benchmark"], raw["title"], raw["source"], raw["scale"], decimals, rows)
+    return Table(raw["benchmark"], raw["title"], raw["source"], scale, decimals, rows)

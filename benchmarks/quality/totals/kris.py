@@ -6,6 +6,7 @@ Source: the port in EvolvingLMMs-Lab/lmms-eval, `tasks/kris_bench/utils.py`: eve
 from collections.abc import Mapping
 
 from benchmarks.quality.totals.records import Facts, Range, Records, Scores, Totals, mean, scaled
+from bernini.errors import DataError
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "factual": {
@@ -51,8 +52,11 @@ def totals(records: Records, facts: Mapping[str, Facts]) -> Totals:
     Raises:
         DataError: A score is missing or out of range, a category is unknown, or a group has no item.
     """
-    scores = Scores(records, facts, dict.fromkeys(SCORES, Range(1, 5)))
+    scores = Scores(records, facts, dict.fromkeys(SCORES, Range(1, 5)), each_all=False)
     scores.check_categories([name for groups in GROUPS.values() for names in groups.values() for name in names])
+    for one, fact in facts.items():
+        if set(fact.scores) != set(asked(fact.category)):
+            raise DataError(f"item {one!r} is not asked for {', '.join(asked(fact.category))}", why="of its category")
     means = {one: mean(list(scores.row(one).values()), "scores").value for one in facts}
     columns = {"overall": list(means)}
     for kind, groups in GROUPS.items():

@@ -96,9 +96,11 @@ def totals(
     Raises:
         DataError: A score is missing or out of range, or no item has one of the parts.
     """
-    scores = Scores(records, facts, RANGES)
+    weights = WEIGHTS[version, domain]
+    ranges = {name: allowed if name in weights else allowed._replace(optional=True) for name, allowed in RANGES.items()}
+    scores = Scores(records, facts, ranges)
     parts: Totals = {}
-    for name in WEIGHTS[version, domain]:
+    for name in weights:
         low, high = LIMITS[name]
         found = [row[name] for row in scores.rows((name,)).values() if name != "nexus_score" or row[name]]
         least = 0.0 if low < 0 else low  # a cosine is clipped above alone, and 0 of it is 0

@@ -30,7 +30,7 @@ class Range(NamedTuple):
     Attributes:
         low: Least value.
         high: Largest value.
-        optional: Whether it may not exist for an item (no face is seen, nothing lies outside a mask).
+        optional: Whether it may not exist for an item (no face is seen, nothing lies outside a mask), or not be asked.
     """
 
     low: float = -math.inf
@@ -64,20 +64,30 @@ class Scores:
         facts: All items by id, in any order.
         ranges: What each score of the benchmark may be, by its name.
         drop_missing: Let what is missing lower ``n`` in silence, as some official scripts do.
+        each_all: Whether each item has to be asked for all scores that are not optional.
 
     Raises:
         DataError: A score is missing or not as it has to be, or a record is of no item.
     """
 
     def __init__(
-        self, records: Records, facts: Mapping[str, Facts], ranges: Mapping[str, Range], *, drop_missing: bool = False
+        self,
+        records: Records,
+        facts: Mapping[str, Facts],
+        ranges: Mapping[str, Range],
+        *,
+        drop_missing: bool = False,
+        each_all: bool = True,
     ) -> None:
         if strangers := sorted(records.keys() - facts.keys()):
             raise DataError(f"there are scores of {strangers[0]!r}, which is no item", fix="leave its record out")
         self.facts, self._values = facts, dict[tuple[str, str], float]()
         self._names = ranges.keys()
+        needed = [name for name, allowed in ranges.items() if each_all and not allowed.optional]
         for one, fact in facts.items():
             record = records.get(one, {})
+            if unasked := [name for name in needed if name not in fact.scores]:
+                raise DataError(f"item {one!r} is not asked for {unasked[0]!r}", why="every item has to have it")
             for name in (*fact.scores, *(record.keys() - set(fact.scores))):
                 if name not in fact.scores or name not in ranges:
                     raise _wrong(one, name, "is unknown", f"it has {', '.join(fact.scores)}")
@@ -120,17 +130,20 @@ class Scores:
         Args:
             name: The score.
             category: Over the items of this category only.
-            weight: How much an item counts; alike if left out.
+            weight: How much an item counts, by its frames; alike if left out.
 
         Raises:
-            DataError: No item has it.
+            DataError: No item has it, or one that has it counts for nothing.
         """
         rows = self.rows((name,), category)
-        return mean(
-            [row[name] for row in rows.values()],
-            f"{name} of {category}" if category else name,
-            [weight(self.facts[one]) for one in rows] if weight else None,
-        )
+        weights = {one: weight(self.facts[one]) for one in rows} if weight else None
+        for one, counts in (weights or {}).items():
+            if counts <= 0:
+                raise DataError(
+                    f"item {one!r} counts for nothing in {name!r}", why=f"it has {self.facts[one].frames} frames"
+                )
+        what = f"{name} of {category}" if category else name
+        return mean([row[name] for row in rows.values()], what, list(weights.values()) if weights else None)
 
     def check_categories(self, known: Collection[str]) -> None:
         """See that every item is of a known category.
@@ -152,12 +165,12 @@ def mean(values: Sequence[float], what: str, weights: Sequence[float] | None = N
         weights: How much each counts; alike if left out.
 
     Raises:
-        DataError: There are none, or none that counts.
+        DataError: There are none.
     """
     if weights is None:
         weights = [1.0] * len(values)
     whole = math.fsum(weights)
-    if not whole:
+    if not values:
         raise DataError(f"no item has {what}", why="a mean over nothing is no figure")
     return Figure(math.fsum(v * w for v, w in zip(values, weights, strict=True)) / whole, len(values))
 

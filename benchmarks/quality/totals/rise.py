@@ -35,12 +35,12 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_free: bool 
         facts: The items, with the names of their scores; their category is one of the four.
         official_free: Treat consistency as the official script's table of records does. If any item is free of it, the
             flag counts as set for all but logical items, so that none is scored for consistency. And a free item is
-            never solved. The published figures come from that script.
+            never solved.
 
     Raises:
         DataError: A score is missing or out of range, or a category is unknown or has no item.
     """
-    scores = Scores(records, facts, dict.fromkeys(WEIGHTS, Range(1, 5)))
+    scores = Scores(records, facts, dict.fromkeys(WEIGHTS, Range(1, 5)), each_all=False)
     scores.check_categories(CATEGORIES)
     any_free = any("consistency" not in fact.scores for fact in facts.values())
     solved: dict[str, list[float]] = {name: [] for name in CATEGORIES}

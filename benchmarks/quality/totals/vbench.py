@@ -120,6 +120,6 @@ def totals(
     Raises:
         DataError: A score is missing or out of range, or no video has a dimension.
     """
-    scores = Scores(records, facts, RANGES)
+    scores = Scores(records, facts, RANGES, each_all=False)
     parts = dimensions(scores, DIMENSIONS, reduction, official_missing_zero)
     return with_totals(parts, RULES)

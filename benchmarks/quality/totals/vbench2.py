@@ -39,6 +39,6 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_missing_zer
     Raises:
         DataError: A score is missing or out of range, or no item has a dimension.
     """
-    scores = Scores(records, facts, dict.fromkeys(DIMENSIONS, SHARE))
+    scores = Scores(records, facts, dict.fromkeys(DIMENSIONS, SHARE), each_all=False)
     parts = dimensions(scores, DIMENSIONS, "multi_process", official_missing_zero)
     return with_totals(parts, RULES)

@@ -37,6 +37,6 @@ def totals(
     Raises:
         DataError: A score is missing or out of range, or no video has a dimension.
     """
-    scores = Scores(records, facts, dict.fromkeys(DIMENSIONS, SHARE))
+    scores = Scores(records, facts, dict.fromkeys(DIMENSIONS, SHARE), each_all=False)
     parts = dimensions(scores, DIMENSIONS, reduction, official_missing_zero)
     return with_totals(parts, RULES)
