@@ -446,6 +446,14 @@ def test_rise_scores_and_solved_items() -> None:
     assert rise.totals(records, facts)["score (temporal)"].value == 0
 
 
+def test_rise_items_have_the_scores_of_their_category() -> None:
+    records, facts = rise_case()
+    for kind, names in (("logical", RISE_SCORES), ("logical", ("reasoning",)), ("causal", ("reasoning",))):
+        wrong = facts | {kind: Facts(names, kind)}
+        with pytest.raises(DataError, match=f"'{kind}' is not asked for"):
+            rise.totals(records | {kind: dict.fromkeys(names, 5.0)}, wrong)
+
+
 def test_rise_items_free_of_consistency_officially_free_the_rest() -> None:
     records, facts = rise_case(temporal=(0, 5, 5), causal=(1, 5, 5))
     found, official = rise.totals(records, facts), rise.totals(records, facts, official_free=True)

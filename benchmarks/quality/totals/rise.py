@@ -47,9 +47,11 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_free: bool 
     valued: dict[str, list[float]] = {name: [] for name in CATEGORIES}
     for one, fact in facts.items():
         free = "consistency" not in fact.scores
-        weights = _weights(one, fact, free or (official_free and any_free))
+        weights = _weights(fact.category, free)
+        if set(weights) != set(fact.scores):
+            raise DataError(f"item {one!r} is not asked for {', '.join(weights)}", why=f"it is {fact.category}")
         row = scores.row(one)
-        valued[fact.category].append(score(row, weights))
+        valued[fact.category].append(score(row, _weights(fact.category, free or (official_free and any_free))))
         solved[fact.category].append(float(all(value == 5 for value in row.values()) and not (free and official_free)))
     found: Totals = {}
     for column, values, zero, factor in (("accuracy", solved, 0, 100), ("score", valued, 1, 25)):
@@ -60,8 +62,5 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_free: bool 
     return found
 
 
-def _weights(one: str, fact: Facts, free: bool) -> Mapping[str, float]:
-    weights = WEIGHTS_LOGICAL if fact.category == "logical" else WEIGHTS_FREE if free else WEIGHTS
-    if missing := [name for name in weights if name not in fact.scores]:
-        raise DataError(f"item {one!r} is not asked for {missing[0]}", why=f"it is a {fact.category} item")
-    return weights
+def _weights(category: str, free: bool) -> Mapping[str, float]:
+    return WEIGHTS_LOGICAL if category == "logical" else WEIGHTS_FREE if free else WEIGHTS

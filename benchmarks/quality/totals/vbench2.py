@@ -40,5 +40,5 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_missing_zer
         DataError: A score is missing or out of range, or no item has a dimension.
     """
     scores = Scores(records, facts, dict.fromkeys(DIMENSIONS, SHARE), each_all=False)
-    parts = dimensions(scores, DIMENSIONS, "multi_process", official_missing_zero)
+    parts = dimensions(scores, DIMENSIONS, "single_process", official_missing_zero)
     return with_totals(parts, RULES)
