@@ -1,62 +1,30 @@
-"""What all official benchmarks share: their terms, the checks of what they read, sizes, sources and missing things."""
+"""What all official benchmarks share: terms, checks of what they read, sizes, sources, and what is missing."""
 
-import io
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.quality.interface import Benchmark, Expectation, Item
+from benchmarks.quality.official.drafts import Draft, check_drafts
 from benchmarks.quality.official.needs import Need, Needs, missing
 from benchmarks.quality.official.reading import read_rewriting
+from benchmarks.quality.official.sizing import clip_like, picture_like
 from benchmarks.quality.official.source import Source
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import BerniniError, ConfigError, DataError
 from bernini.inputs import ask, read
-from bernini.media import fit_size, frame_rule, image_size, probe_video
 from bernini.presets import Settings
 from bernini.tasks import get_task
 
-NAME_BYTES = 255  # of one part of a path, on all usual file systems
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that lies on its side
 SIZES = ("frames", "height", "width", "fps", "max_edge", "min_edge")
 
 Scorer = Callable[[Path, Item, Tensor], float]
 """A score of an output ``[3, T, H, W]`` uint8 that needs no weights; the path is the benchmark's folder."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What a benchmark's files say of an item, before sources are measured.
-
-    Attributes:
-        id: Unique within the benchmark; a word, since reports name files by it.
-        task: Name in the task table.
-        prompt: The official prompt.
-        output: Official file name of the output.
-        metrics: Names of the scores that it gets.
-        category: The benchmark's own kind of item.
-        repeat: Which of several outputs for one prompt.
-        videos: Source clips, relative to the benchmark's folder.
-        images: Source images, likewise.
-        extra: What scoring needs besides, plain JSON.
-    """
-
-    id: str
-    task: str
-    prompt: str
-    output: str
-    metrics: tuple[str, ...]
-    category: str = ""
-    repeat: int = 0
-    videos: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,15 +102,16 @@ class OfficialBenchmark(Benchmark):
                 fix="set accept_licence: true (--accept-licence)",
             )
         drafts = list(self.read())
-        self._check(drafts)
-        if absent := self.absent(drafts):
+        check_drafts(drafts, self.folder, source)
+        named = dict.fromkeys(path for draft in drafts for path in (*draft.videos, *draft.images))
+        if absent := [path for path in named if not (self.folder / path).is_file()]:
             raise DataError(
-                f"{len(absent)} source files of {self.name} are missing, the first is {absent[0]}",
+                f"{len(absent)} of {len(named)} source files of {self.name} are missing, the first is {absent[0]}",
                 where=str(self.folder / absent[0]),
                 fix=f"get {source.download}",
             )
         rewritten = read_rewriting(Path(self.rewritten), self.prompts(drafts)) if self.rewritten else {}
-        measured: dict[str, Expectation] = {}
+        measured: dict[tuple[str, str | None], Expectation] = {}  # one source has many items
         return [self._item(draft, rewritten, measured) for draft in drafts]
 
     def conversation(self, item: Item) -> Conversation:
@@ -186,42 +155,33 @@ class OfficialBenchmark(Benchmark):
             yield f"missing: {error.what} ({error.fix})"
         yield from missing({metric: own for metric, own in self.needs.items() if metric in asked}, present)
 
-    def absent(self, drafts: Sequence[Draft]) -> list[str]:
-        """Source files that do not exist, relative to the folder."""
-        named = dict.fromkeys(path for draft in drafts for path in (*draft.videos, *draft.images))
-        return [path for path in named if not (self.folder / path).is_file()]
-
     def followed(self, draft: Draft) -> str | None:
         """The source whose size the output has: the first clip, or the image of an edit or of a first frame."""
         images = draft.images if draft.task in ("i2i", "i2v") else ()
         return next(iter((*draft.videos, *images)), None)
 
-    def expect(self, path: str | None, task: str) -> Expectation:
+    def expect(self, task: str, followed: str | None) -> Expectation:
         """What an output is to be.
 
         Args:
-            path: The source that it follows, relative to the folder; none for an output of the benchmark's own size.
             task: Name in the task table.
+            followed: The source that it follows, relative to the folder; none for the benchmark's own size.
         """
-        sizes, clip = self.sizes(), get_task(task).target == "video"
-        frames, fps = (sizes.frames, float(sizes.fps)) if clip else (1, 0.0)
-        if path is None:
+        sizes, spec = self.sizes(), get_task(task)
+        frames, fps = (sizes.frames, float(sizes.fps)) if spec.target == "video" else (1, 0.0)
+        if followed is None:
             return Expectation(frames, sizes.height, sizes.width, fps)
-        file = self.folder / path
-        if task in ("i2i", "i2v"):
-            height, width = upright_size(file.read_bytes(), str(file))
-        else:
-            probed = probe_video(file)
-            height, width = int(probed["height"]), int(probed["width"])
-            fps = float(getattr(self, "fps", 0) or probed["fps"])
-            frames = len(frame_rule(int(probed["frames"]), probed["fps"], fps, sizes.frames).indices)
-        return Expectation(frames, *fit_size(height, width, max_edge=sizes.max_edge, min_edge=sizes.min_edge), fps)
+        file = self.folder / followed
+        if spec.videos[0]:
+            return clip_like(file, sizes, float(getattr(self, "fps", 0)) or None)
+        return picture_like(file.read_bytes(), str(file), sizes, frames, fps)
 
-    def _item(self, draft: Draft, rewritten: Mapping[str, str], measured: dict[str, Expectation]) -> Item:
-        path = self.followed(draft)
-        key = f"{draft.task} {path}"  # one source has many items
+    def _item(
+        self, draft: Draft, rewritten: Mapping[str, str], measured: dict[tuple[str, str | None], Expectation]
+    ) -> Item:
+        key = draft.task, self.followed(draft)
         if key not in measured:
-            measured[key] = self.expect(path, draft.task)
+            measured[key] = self.expect(*key)
         prompt = rewritten.get(draft.prompt, draft.prompt)
         given = {"output": draft.output, "videos": list(draft.videos), "images": list(draft.images)}
         extra = {name: value for name, value in given.items() if value}
@@ -237,54 +197,6 @@ class OfficialBenchmark(Benchmark):
             repeat=draft.repeat,
             extra={**extra, **draft.extra},
         )
-
-    def _check(self, drafts: Sequence[Draft]) -> None:
-        """See that no two items share an id or a file, and that every file can have its name."""
-        for what, values in (("id", [d.id for d in drafts]), ("output file", [d.output for d in drafts])):
-            name, number = Counter(values).most_common(1)[0] if values else ("", 0)
-            if number > 1:
-                raise DataError(
-                    f"{number} entries of {self.name} have the {what} {name!r}",
-                    where=str(self.folder),
-                    why="one output would take the place of the other",
-                    fix=f"get {self.source.download}",
-                )
-        for draft in drafts:
-            if illegal := _illegal(draft.output):
-                raise DataError(
-                    f"an output cannot be called {draft.output!r}",
-                    where=f"{self.folder}, entry {draft.id}",
-                    why=illegal,
-                    fix=f"get {self.source.download}",
-                )
-
-
-def upright_size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width in pixels of an image as it is read: upright.
-
-    Raises:
-        DataError: The image is damaged.
-    """
-    from PIL import Image
-
-    height, width = image_size(data, where)
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(ORIENTATION) in TURNED
-    return (width, height) if turned else (height, width)
-
-
-def word(text: str) -> str:
-    """A text as part of an id: what has no place in a file name becomes ``_``."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-
-
-def _illegal(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or "//" in name:
-        return "it does not stay in its folder"
-    if long := next((part for part in path.parts if len(part.encode()) > NAME_BYTES), None):
-        return f"{len(long.encode())} bytes are more than the {NAME_BYTES} that a name may have"
-    return ""
 
 
 @dataclass(frozen=True)

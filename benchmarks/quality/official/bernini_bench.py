@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced, word
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, checked, read_lines, refuse
 from benchmarks.quality.official.source import Source
@@ -37,8 +38,8 @@ class BerniniBench(Clips, Sourced):
     name: ClassVar[str] = "bernini-bench"
     version: ClassVar[str] = "1"
     notes: ClassVar[str] = (
-        "Bernini-Bench's categories and scores over prompts of your own: its own are not public, and figures do not compare "
-        "with published ones."
+        "Bernini-Bench's categories and scores over prompts of your own: its own are not public, and figures do not "
+        "compare with published ones."
     )
     source: ClassVar[Source] = Source(
         home="https://github.com/bytedance/Bernini",

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.quality.official.base import Draft, Made, word
+from benchmarks.quality.official.base import Made
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, checked, read_csv, refuse
 from benchmarks.quality.official.source import Source

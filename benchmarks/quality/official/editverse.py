@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import CLIP_L14, DINOV2_B, VICLIP, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced, word
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from benchmarks.quality.interface import Expectation, Item
-from benchmarks.quality.official.base import Draft, Sourced, upright_size, word
+from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, checked, refuse
+from benchmarks.quality.official.settings import check_choice
+from benchmarks.quality.official.sizing import picture_like
 from benchmarks.quality.official.source import Source
 from bernini.errors import ConfigError, DataError
-from bernini.media import fit_size, read_image
+from bernini.media import read_image
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -81,8 +84,7 @@ class GEdit(Sourced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.language not in get_args(Language):
-            raise ConfigError(f"unknown language {self.language!r}", where="language", fix="en, cn or all")
+        check_choice("language", self.language, get_args(Language))
 
     def read(self) -> Iterator[Draft]:
         """One item a row of the chosen language, file by file."""
@@ -112,12 +114,10 @@ class GEdit(Sourced):
         """File and row of the source."""
         return f"{draft.extra['parquet']}:{draft.extra['row']}"
 
-    def expect(self, path: str | None, task: str) -> Expectation:
+    def expect(self, task: str, followed: str | None) -> Expectation:
         """An image as large as the source, within the limits."""
-        assert path is not None
-        file, _, row = path.rpartition(":")
-        size = upright_size(self._image(file, int(row)), f"{self.folder / file}, entry {row}")
-        return Expectation(1, *fit_size(*size, max_edge=self.max_edge, min_edge=self.min_edge))
+        file, _, row = str(followed).rpartition(":")
+        return picture_like(self._image(file, int(row)), f"{self.folder / file}, entry {row}", self.sizes())
 
     def sources(self, item: Item) -> tuple[list[Path], list[Any]]:
         """The source, decoded."""

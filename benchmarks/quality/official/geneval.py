@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Draft, Made
+from benchmarks.quality.official.base import Made
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import CLIP_L14, Needs, Weights
 from benchmarks.quality.official.reading import Schema, check_counts, checked, find, read_lines
 from benchmarks.quality.official.source import Source

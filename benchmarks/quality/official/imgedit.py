@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from benchmarks.quality.official.base import Draft, Sourced
+from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, check_counts, checked, find, read_json
+from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
-from bernini.errors import ConfigError
 
 Split = Literal["basic", "uge"]
 PER_TYPE = {
@@ -59,8 +60,7 @@ class ImgEdit(Sourced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split not in get_args(Split):
-            raise ConfigError(f"unknown split {self.split!r}", where="split", fix="basic or uge")
+        check_choice("split", self.split, get_args(Split))
 
     def read(self) -> Iterator[Draft]:
         """One item a key, in the order of the file."""

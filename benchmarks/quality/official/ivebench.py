@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import AMT_G, CLIP_B32, COTRACKER3, DINO_B16, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json
 from benchmarks.quality.official.source import Source

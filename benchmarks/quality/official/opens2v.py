@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from benchmarks.quality.official.base import Clips, Draft, Made, Sourced
+from benchmarks.quality.official.base import Clips, Made, Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, read_json, refuse
+from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
-from bernini.errors import ConfigError
 
 Domain = Literal["open", "human", "single"]
 Edition = Literal["1.1", "1.0"]
@@ -87,11 +88,8 @@ class OpenS2V(Clips, Made, Sourced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for setting, known in (("domain", get_args(Domain)), ("edition", get_args(Edition))):
-            if getattr(self, setting) not in known:
-                raise ConfigError(
-                    f"unknown {setting} {getattr(self, setting)!r}", where=setting, why=f"there are {', '.join(known)}"
-                )
+        check_choice("domain", self.domain, get_args(Domain))
+        check_choice("edition", self.edition, get_args(Edition))
 
     def read(self) -> Iterator[Draft]:
         """One item a key, in the order of the file."""

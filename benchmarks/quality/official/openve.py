@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, checked, read_csv, refuse
+from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
-from benchmarks.quality.official.vbench import check_dimensions
 
 FILE, ENTRIES = "benchmark_videos.csv", 431
 TYPES = (
@@ -39,7 +40,7 @@ class OpenVE(Clips, Sourced):
     name: ClassVar[str] = "openve"
     version: ClassVar[str] = "1"
     notes: ClassVar[str] = (
-        "OpenVE-Bench, 431 edits of eight types; CC-BY-NC-4.0. Figures compare with those of equal types and judge only."
+        "OpenVE-Bench, 431 edits of eight types; CC-BY-NC-4.0. Figures compare with those of equal types and judge."
     )
     source: ClassVar[Source] = Source(
         home="https://huggingface.co/datasets/Lewandofski/OpenVE-Bench",
@@ -59,7 +60,7 @@ class OpenVE(Clips, Sourced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dimensions(self.types, TYPES, "types")
+        check_names("types", self.types, TYPES)
 
     def read(self) -> Iterator[Draft]:
         """The edits of the chosen types, in the order of the file."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Draft, Sourced, word
+from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, check_counts, checked, read_json
 from benchmarks.quality.official.source import Source

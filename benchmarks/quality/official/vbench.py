@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Made
+from benchmarks.quality.official.base import Clips, Made
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import (
     AMT_S,
     CLIP_B32,
@@ -20,8 +21,8 @@ from benchmarks.quality.official.needs import (
     Weights,
 )
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, find, read_json
+from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
-from bernini.errors import ConfigError
 
 FILE = "VBench_full_info.json"
 ENTRIES = 946
@@ -113,7 +114,7 @@ class VBench(Clips, Made):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dimensions(self.dimensions, tuple(self.metrics))
+        check_names("dimensions", self.dimensions, tuple(self.metrics))
 
     def read(self) -> Iterator[Draft]:
         """Clips of each prompt, in the order of the file."""
@@ -153,18 +154,6 @@ class VBench(Clips, Made):
         installed = find_spec("vbench")
         folders = (installed.submodule_search_locations if installed else None) or ["vbench"]
         return [Path(folder) / FILE for folder in folders]
-
-
-def check_dimensions(asked: Sequence[str], known: Sequence[str], setting: str = "dimensions") -> None:
-    """See that each of the names that a setting holds exists and is named once.
-
-    Raises:
-        ConfigError: It is not so.
-    """
-    if not asked or len(set(asked)) < len(asked) or not {*asked} <= {*known}:
-        raise ConfigError(
-            f"{setting} are {', '.join(asked) or 'missing'}", where=setting, why=f"there are {', '.join(known)}"
-        )
 
 
 def grouped(rows: Sequence[Row], *by: str) -> list[list[Row]]:

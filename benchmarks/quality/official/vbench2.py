@@ -6,11 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Made
+from benchmarks.quality.official.base import Clips, Made
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import COTRACKER2, RAFT, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_counts, checked, find, read_json, refuse
+from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
-from benchmarks.quality.official.vbench import check_dimensions, grouped
+from benchmarks.quality.official.vbench import grouped
 
 FILE = "VBench2_full_info.json"
 SAMPLES, DIVERSITY_SAMPLES = 3, 20
@@ -119,7 +121,7 @@ class VBench2(Clips, Made):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dimensions(self.dimensions, tuple(self.metrics))
+        check_names("dimensions", self.dimensions, tuple(self.metrics))
 
     def read(self) -> Iterator[Draft]:
         """Clips of each prompt, in the order of the file."""

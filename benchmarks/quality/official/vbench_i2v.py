@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Draft, Sourced
+from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import (
     AMT_S,
     CLIP_B32,
@@ -18,9 +19,9 @@ from benchmarks.quality.official.needs import (
     Weights,
 )
 from benchmarks.quality.official.reading import Row, Schema, check_counts, checked, find, read_json
+from benchmarks.quality.official.settings import check_choice, check_names
 from benchmarks.quality.official.source import Source
-from benchmarks.quality.official.vbench import SAMPLES, VBench, check_dimensions, grouped
-from bernini.errors import ConfigError
+from benchmarks.quality.official.vbench import SAMPLES, VBench, grouped
 
 FILE = "vbench2_i2v_full_info.json"
 RATIOS = ("1-1", "7-4", "8-5", "16-9")
@@ -91,9 +92,8 @@ class VBenchI2V(Clips, Sourced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dimensions(self.dimensions, tuple(self.metrics))
-        if self.ratio not in RATIOS:
-            raise ConfigError(f"unknown ratio {self.ratio!r}", where="ratio", why=f"there are {', '.join(RATIOS)}")
+        check_names("dimensions", self.dimensions, tuple(self.metrics))
+        check_choice("ratio", self.ratio, RATIOS)
 
     def read(self) -> Iterator[Draft]:
         """Clips of each prompt, in the order of the file."""

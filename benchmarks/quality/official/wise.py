@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Draft, Made
+from benchmarks.quality.official.base import Made
+from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
