@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from benchmarks.quality.official.base import Clips, Sourced
-from benchmarks.quality.official.drafts import Draft
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import AMT_G, CLIP_B32, COTRACKER3, DINO_B16, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json
 from benchmarks.quality.official.source import Source
@@ -89,7 +89,7 @@ class IVEBench(Clips, Sourced):
             video = PurePosixPath(row["src_video_name"])
             told = ("source_prompt", "target_prompt", "target_phrase", "target_span", "subcategory")
             yield Draft(
-                id=video.stem,
+                id=word(video.stem),
                 task="v2v",
                 prompt=row["edit_prompt"],
                 output=f"{video.stem}.mp4",

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import ClassVar
 
 from benchmarks.quality.official.base import Clips, Sourced
-from benchmarks.quality.official.drafts import Draft
+from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, checked, read_csv, refuse
 from benchmarks.quality.official.settings import check_names
@@ -78,7 +78,7 @@ class OpenVE(Clips, Sourced):
                 )
             if kind in self.types:
                 yield Draft(
-                    id=video.stem,
+                    id=word(video.stem),
                     task="v2v",
                     prompt=row["prompt"].strip(),
                     output=f"{video.stem}_edited.mp4",
