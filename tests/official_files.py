@@ -308,19 +308,19 @@ def rise_files(root: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "vbench": vbench,
-    "vbench-i2v": vbench_i2v,
+    "vbench_i2v": vbench_i2v,
     "vbench2": vbench2,
     "opens2v": opens2v_files,
     "openve": openve_files,
     "editverse": editverse,
     "five": five_files,
     "ivebench": ivebench,
-    "bernini-bench": bernini_bench,
+    "bernini_bench": bernini_bench,
     "gedit": gedit_files,
     "imgedit": imgedit_files,
     "geneval": geneval_files,
     "dpg": dpg_files,
     "wise": wise_files,
-    "wise-legacy": wise_files,
+    "wise_legacy": wise_files,
     "rise": rise_files,
 }

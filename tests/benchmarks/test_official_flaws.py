@@ -125,13 +125,13 @@ FLAWS = {
         VBENCH,
     ),
     "i2v, one prompt for two images": (
-        "vbench-i2v",
+        "vbench_i2v",
         change_json(I2V, lambda rows: rows[1].update(prompt_en=rows[0]["prompt_en"], image_name="a view, 1.jpg")),
         "two entries have the output file 'a view, 0-0.mp4'",
         "",
     ),
     "i2v, an older list without images": (
-        "vbench-i2v",
+        "vbench_i2v",
         change_json(I2V, lambda rows: rows[1].__delitem__("image_name")),
         "the field 'image_name' is missing",
         f"{I2V}, entry 1",
@@ -221,20 +221,20 @@ FLAWS = {
         "2 JSON files instead of one",
         "",
     ),
-    "bernini-bench, an unknown category": (
-        "bernini-bench",
-        change_lines("prompts.jsonl", lambda rows: rows[0].update(category="subject/dance")),
-        "unknown category 'subject/dance'",
+    "bernini_bench, an unknown category": (
+        "bernini_bench",
+        change_lines("prompts.jsonl", lambda rows: rows[0].update(category="dance")),
+        "unknown category 'dance'",
         "prompts.jsonl, entry 0, field category",
     ),
-    "bernini-bench, an id that is no file name": (
-        "bernini-bench",
+    "bernini_bench, an id that is no file name": (
+        "bernini_bench",
         change_lines("prompts.jsonl", lambda rows: rows[2].update(id="a/b")),
         "the id 'a/b' is no word",
         "prompts.jsonl, entry 2, field id",
     ),
-    "bernini-bench, a broken line": (
-        "bernini-bench",
+    "bernini_bench, a broken line": (
+        "bernini_bench",
         lambda root: (root / "prompts.jsonl").write_text('{"id": "a"\n'),
         "a line is not JSON",
         "prompts.jsonl, line 1",

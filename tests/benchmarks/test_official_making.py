@@ -15,7 +15,7 @@ from bernini.renderer.sampling import SamplingConfig
 TOY = Path(__file__).parents[2] / "assets" / "toy"
 SMALL = {
     "vbench": {"frames": 5, "height": 32, "width": 48},
-    "vbench-i2v": {"frames": 5, "max_edge": 64, "min_edge": 32},
+    "vbench_i2v": {"frames": 5, "max_edge": 64, "min_edge": 32},
     "opens2v": {"frames": 5, "height": 32, "width": 48, "max_edge": 64, "min_edge": 32},
     "five": {"frames": 5, "max_edge": 64, "min_edge": 32},
     "editverse": {"frames": 9, "max_edge": 64, "min_edge": 32},

@@ -18,7 +18,7 @@ from benchmarks.quality.folder import RunFolder
 from benchmarks.quality.generating import generate
 from benchmarks.quality.official.vbench import PER_DIMENSION, VBench
 from benchmarks.quality.official.vbench2 import PER_DIMENSION as PER_DIMENSION_2
-from benchmarks.quality.official.vbench2 import VBench2
+from benchmarks.quality.official.vbench2 import VBench2, score_name
 from bernini.conversation import Conversation
 
 
@@ -67,7 +67,7 @@ def test_vbench2_names_are_those_that_the_official_script_looks_for(wheels: Path
     assert (len(entries), len(wanted), len(set(wanted))) == (1230, 3860, 3857)
     assert {item.extra["output"] for item in items} == set(wanted) and len(items) == 3857
     assert Counter(item.category for item in items for _ in range(item.extra["entries"])) == {
-        name: number * (20 if name == "Diversity" else 3) for name, number in PER_DIMENSION_2.items()
+        score_name(name): number * (20 if name == "Diversity" else 3) for name, number in PER_DIMENSION_2.items()
     }
 
 

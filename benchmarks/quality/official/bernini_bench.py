@@ -11,14 +11,14 @@ from benchmarks.quality.official.reading import Schema, checked, read_lines, ref
 from benchmarks.quality.official.source import Source
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "subject": ("remove", "add", "replace", "pose", "attribute", "expression"),
-    "scene": ("background", "atmosphere", "weather", "time"),
-    "style": ("material", "transfer", "color", "filter"),
+    "subject": ("remove", "add", "replace", "pose_action", "attribute", "expression"),
+    "scene": ("background", "atmosphere", "weather", "time_season"),
+    "style": ("material", "style_transfer", "color", "filter"),
     "camera": ("motion", "position", "viewpoint", "focus"),
     "reasoning": ("causal", "temporal", "spatial", "interaction"),
 }
-"""Categories of each group; ``pose`` is pose and action, ``time`` the time of day and season."""
-CATEGORIES = tuple(f"{group}/{kind}" for group, kinds in GROUPS.items() for kind in kinds)
+"""Categories of each group."""
+CATEGORIES = tuple(name for names in GROUPS.values() for name in names)
 FILE = "prompts.jsonl"
 SCHEMA = Schema(required={"id": str, "category": str, "instruction": str, "video": str}, optional={"images": list})
 
@@ -27,7 +27,7 @@ SCHEMA = Schema(required={"id": str, "category": str, "instruction": str, "video
 class BerniniBench(Clips, Sourced):
     """Edits of 22 categories, those with references apart, each scored 1 to 5 by one judge.
 
-    ``prompts.jsonl`` has one entry a line: ``id``, ``category`` as ``subject/remove``, ``instruction``, ``video``, and
+    ``prompts.jsonl`` has one entry a line: ``id``, ``category``, ``instruction``, ``video``, and
     for an edit with references ``images``; paths are relative to the folder. The published set has ten of each
     category, and ten of eight of them with references, 300 in all. Figures of another set do not compare with it.
 
@@ -35,7 +35,7 @@ class BerniniBench(Clips, Sourced):
         root: Folder with ``prompts.jsonl``.
     """
 
-    name: ClassVar[str] = "bernini-bench"
+    name: ClassVar[str] = "bernini_bench"
     version: ClassVar[str] = "1"
     notes: ClassVar[str] = (
         "Bernini-Bench's categories and scores over prompts of your own: its own are not public, and figures do not "
@@ -47,11 +47,11 @@ class BerniniBench(Clips, Sourced):
         licence="yours",
     )
     metrics: ClassVar[dict[str, str]] = {
-        "overall": "the edit as a whole, judged apart, 1 to 5",
-        "instruction_following": "the edit is what was asked for, 1 to 5",
-        "video_consistency": "what was not asked for stays, 1 to 5",
-        "image_consistency": "references are recognised, 1 to 5",
-        "generation_quality": "the clip looks good, 1 to 5",
+        "OS": "the edit as a whole, judged apart, 1 to 5",
+        "IF": "the edit is what was asked for, 1 to 5",
+        "VC": "what was not asked for stays, 1 to 5",
+        "IC": "what references show is recognised, 1 to 5",
+        "GQ": "the clip looks good, 1 to 5",
     }
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-5.4"),))
 
@@ -79,7 +79,7 @@ class BerniniBench(Clips, Sourced):
                     task=task,
                     prompt=row["instruction"],
                     output=f"{task}/{row['id']}.mp4",
-                    metrics=tuple(name for name in self.metrics if task == "rv2v" or name != "image_consistency"),
+                    metrics=tuple(name for name in self.metrics if task == "rv2v" or name != "IC"),
                     category=row["category"],
                     videos=(row["video"],),
                     images=tuple(row.get("images", ())),

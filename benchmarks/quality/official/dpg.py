@@ -45,9 +45,9 @@ class DPG(Made):
         download=f"dpg_bench/{FILE} of the repository",
         licence="Apache-2.0",
     )
-    metrics: ClassVar[dict[str, str]] = {"dpg": "share of questions that are answered yes, and whose parents are"}
+    metrics: ClassVar[dict[str, str]] = {"score": "share of questions that are answered yes, and whose parents are"}
     needs: ClassVar[Needs] = {
-        "dpg": (Weights("damo/mplug_visual-question-answering_coco_large_en", origin="modelscope.cn"),)
+        "score": (Weights("damo/mplug_visual-question-answering_coco_large_en", origin="modelscope.cn"),)
     }
 
     root: str = "data/dpg_bench"
@@ -71,7 +71,7 @@ class DPG(Made):
                     task="t2i",
                     prompt=rows[0]["text"],
                     output=f"{key}/{sample}.png",
-                    metrics=("dpg",),
+                    metrics=("score",),
                     repeat=sample,
                     extra={"questions": questions},
                 )

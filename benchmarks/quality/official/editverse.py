@@ -58,19 +58,19 @@ class EditVerse(Clips, Sourced):
     )
     metrics: ClassVar[dict[str, str]] = {
         "editing_quality": "edit and background as a judge sees them, 0 to 9",
-        "pick_score": "frames are as people like them for the text",
-        "frame_text_alignment": "frames show what the target prompt says",
-        "video_text_alignment": "the clip shows what the target prompt says",
-        "clip_temporal_consistency": "neighbouring frames are alike to CLIP",
-        "dino_temporal_consistency": "neighbouring frames are alike to DINOv2",
+        "pick": "frames are as people like them for the text",
+        "frame_text": "frames show what the target prompt says",
+        "video_text": "the clip shows what the target prompt says",
+        "clip_tc": "neighbouring frames are alike to CLIP",
+        "dino_tc": "neighbouring frames are alike to DINOv2",
     }
     needs: ClassVar[Needs] = {
         "editing_quality": (Judge("gpt-4o-2024-11-20", answers=4),),
-        "pick_score": (Weights("yuvalkirstain/PickScore_v1"), Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")),
-        "frame_text_alignment": (CLIP_L14,),
-        "video_text_alignment": (VICLIP,),
-        "clip_temporal_consistency": (CLIP_L14,),
-        "dino_temporal_consistency": (DINOV2_B,),
+        "pick": (Weights("yuvalkirstain/PickScore_v1"), Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")),
+        "frame_text": (CLIP_L14,),
+        "video_text": (VICLIP,),
+        "clip_tc": (CLIP_L14,),
+        "dino_tc": (DINOV2_B,),
     }
 
     root: str = "data/EditVerseBench"

@@ -11,7 +11,7 @@ from benchmarks.quality.official.reading import Schema, checked, read_json, refu
 from benchmarks.quality.official.source import Source
 from bernini.errors import DataError
 
-TYPES = ("rigid", "non_rigid", "color", "material", "add", "remove")
+TYPES = ("rigid_replace", "non_rigid_replace", "color", "material", "add", "remove")
 """Kinds of edit of the files ``edit1`` to ``edit6``."""
 ENTRIES = ((100, 100), (100, 100), (100, 100), (100, 100), (9, 10), (10, 10))
 """Fewest and most entries of each file: 420 were announced, the published tables have 419."""
@@ -27,7 +27,7 @@ SCHEMA = Schema(
     optional=dict.fromkeys(QUESTIONS, object),
     closed=False,
 )
-ANSWERS = ("five_acc_yes_no", "five_acc_multi_choice", "five_acc_union", "five_acc_inter", "five_acc")
+ANSWERS = ("yn", "mc", "union", "inter")
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,19 @@ class FiVE(Clips, Sourced):
         restricted=True,
     )
     metrics: ClassVar[dict[str, str]] = {
-        "five_acc_yes_no": "both yes-no questions are answered as for the target",
-        "five_acc_multi_choice": "the target is chosen",
-        "five_acc_union": "one of the two",
-        "five_acc_inter": "both of the two",
-        "five_acc": "mean of the four",
-        "structure_distance": "how far the layout is from the source's, x 1000, lower is better",
+        "yn": "both yes-no questions are answered as for the target",
+        "mc": "the target is chosen",
+        "union": "one of the two",
+        "inter": "both of the two",
+        "structure_distance": "how far the layout is from the source's, lower is better",
         "psnr_unedit_part": "PSNR outside the mask in dB",
-        "lpips_unedit_part": "LPIPS outside the mask, x 1000, lower is better",
-        "mse_unedit_part": "squared error outside the mask, x 10000, lower is better",
-        "ssim_unedit_part": "SSIM outside the mask, x 100",
+        "lpips_unedit_part": "LPIPS outside the mask, lower is better",
+        "mse_unedit_part": "squared error outside the mask, lower is better",
+        "ssim_unedit_part": "SSIM outside the mask",
         "clip_similarity_target_image": "frames show the target prompt, 0 to 100",
         "clip_similarity_target_image_edit_part": "the same within the mask",
         "niqe_target_image": "NIQE, lower is better",
-        "motion_fidelity_score": "points move as in the source, x 100",
+        "motion_fidelity_score": "points move as in the source",
     }
     needs: ClassVar[Needs] = {
         **dict.fromkeys(ANSWERS, (Judge("Qwen/Qwen2.5-VL-7B-Instruct", answers=3),)),

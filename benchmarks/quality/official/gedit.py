@@ -72,9 +72,9 @@ class GEdit(Sourced):
     )
     metrics: ClassVar[dict[str, str]] = {
         "success": "the edit is what was asked for, 0 to 10",
-        "overediting": "what was not asked for stays, 0 to 10",
+        "over_editing": "what was not asked for stays, 0 to 10",
         "naturalness": "the image looks natural, 0 to 10",
-        "artifacts": "it has no artefacts, 0 to 10",
+        "artefacts": "it has no artefacts, 0 to 10",
     }
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4.1-2025-04-14", answers=2),))
 

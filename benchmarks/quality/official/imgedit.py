@@ -48,9 +48,9 @@ class ImgEdit(Sourced):
         restricted=True,
     )
     metrics: ClassVar[dict[str, str]] = {
-        "instruction": "the edit is what was asked for, 1 to 5",
-        "quality": "the edit looks seamless, 1 to 5",
-        "detail": "what was not asked for stays, 1 to 5",
+        "first": "the edit is what was asked for, 1 to 5",
+        "second": "the type's second question, mostly how seamless the edit is, 1 to 5",
+        "third": "the type's third question, mostly what stays, 1 to 5",
     }
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4.1-2025-04-14"),))
 

@@ -13,7 +13,7 @@ from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
 
 Domain = Literal["open", "human", "single"]
-Edition = Literal["1.1", "1.0"]
+Edition = Literal["v1.1", "v1.0"]
 FILES: dict[str, tuple[str, int]] = {
     "open": ("Open-Domain_Eval.json", 180),
     "human": ("Human-Domain_Eval.json", 60),
@@ -42,7 +42,7 @@ class OpenS2V(Clips, Made, Sourced):
     Attributes:
         root: Folder with the JSON files and ``Images/``.
         domain: ``open``, ``human`` or ``single``; totals of the human domain leave the subject's score out.
-        edition: ``1.1`` or ``1.0``, which has no score of smoothness.
+        edition: ``v1.1`` or ``v1.0``, which has no score of smoothness.
     """
 
     name: ClassVar[str] = "opens2v"
@@ -57,10 +57,10 @@ class OpenS2V(Clips, Made, Sourced):
         "aesthetics": "frames look good",
         "motion_smoothness": "no frame is an artefact of motion",
         "motion_amplitude": "how much moves",
-        "facesim": "the face is that of the reference",
-        "gmescore": "frames show what the text says",
-        "nexusscore": "subjects are those of the references",
-        "naturalscore": "the clip could be real, as a judge says",
+        "face_sim": "the face is that of the reference",
+        "gme_score": "frames show what the text says",
+        "nexus_score": "subjects are those of the references",
+        "natural_score": "the clip could be real, as a judge says",
     }
     needs: ClassVar[Needs] = {
         "aesthetics": (
@@ -70,21 +70,21 @@ class OpenS2V(Clips, Made, Sourced):
             ),
         ),
         "motion_smoothness": (Weights("q-future/one-align"),),
-        "facesim": (
+        "face_sim": (
             Weights("glint360k_curricular_face_r101_backbone.bin", origin="hub, BestWishYsh/OpenS2V-Weight"),
             Weights("antelopev2", origin="github.com/deepinsight/insightface"),
         ),
-        "gmescore": (GME,),
-        "nexusscore": (
+        "gme_score": (GME,),
+        "nexus_score": (
             GME,
             Weights("yolo_world_v2_l_image_prompt_adapter-719a7afb.pth", origin="hub, wondervictor/YOLO-World"),
         ),
-        "naturalscore": (Judge("gpt-4o-2024-11-20", answers=3),),
+        "natural_score": (Judge("gpt-4o-2024-11-20", answers=3),),
     }
 
     root: str = "data/OpenS2V-Eval"
     domain: Domain = "open"
-    edition: Edition = "1.1"
+    edition: Edition = "v1.1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,11 +114,11 @@ class OpenS2V(Clips, Made, Sourced):
             )
 
     def _applies(self, metric: str, kind: str) -> bool:
-        if metric == "facesim":
+        if metric == "face_sim":
             return kind in WITH_A_FACE
         return not (
-            (metric == "nexusscore" and self.domain == "human")
-            or (metric == "motion_smoothness" and self.edition == "1.0")
+            (metric == "nexus_score" and self.domain == "human")
+            or (metric == "motion_smoothness" and self.edition == "v1.0")
         )
 
     def _kind(self, key: str, row: Row) -> str:

@@ -63,7 +63,7 @@ class RISE(Sourced):
                 prompt=row["instruction"],
                 output=f"images/{row['category']}/{row['index']}.png",
                 metrics=tuple(metric for metric in self.metrics if _applies(metric, row)),
-                category=row["category"],
+                category=row["category"].removesuffix("_reasoning"),
                 images=(f"data/{row['image']}",),
                 extra={name: row[name] for name in TOLD if name in row},
             )

@@ -48,23 +48,28 @@ ANOMALIES = tuple(
     Weights(f"{part}.pth", origin="the detectors of VBench-2.0's README") for part in ("human", "face", "hand")
 )
 TOLD_BY_CLIP = (
-    "Human_Clothes",
-    "Composition",
-    "Dynamic_Spatial_Relationship",
-    "Dynamic_Attribute",
-    "Motion_Rationality",
-    "Mechanics",
-    "Thermotics",
-    "Material",
+    "human_clothes",
+    "composition",
+    "dynamic_spatial_relationship",
+    "dynamic_attribute",
+    "motion_rationality",
+    "mechanics",
+    "thermotics",
+    "material",
 )
 """Dimensions for which a model that sees the clip answers questions."""
-TOLD_BY_BOTH = ("Complex_Landscape", "Complex_Plot", "Human_Interaction", "Motion_Order_Understanding")
+TOLD_BY_BOTH = ("complex_landscape", "complex_plot", "human_interaction", "motion_order_understanding")
 """Dimensions for which it describes the clip, and a text model compares."""
+
+
+def score_name(dimension: str) -> str:
+    """Name of a dimension's score, e.g. ``multi_view_consistency`` of ``Multi-View_Consistency``."""
+    return dimension.lower().replace("-", "_")
 
 
 @dataclass(frozen=True)
 class VBench2(Clips, Made):
-    """VBench-2.0, three clips of each prompt, twenty for ``Diversity``.
+    """VBench-2.0, three clips of each prompt, twenty for ``diversity``.
 
     A prompt that comes twice in a dimension is made once.
 
@@ -83,41 +88,41 @@ class VBench2(Clips, Made):
         licence="Apache-2.0",
     )
     metrics: ClassVar[dict[str, str]] = {
-        "Human_Anatomy": "bodies, hands and faces are well formed",
-        "Human_Identity": "a person stays the same",
-        "Human_Clothes": "clothes stay the same",
-        "Diversity": "clips of one prompt differ",
-        "Composition": "unusual combinations are as told",
-        "Dynamic_Spatial_Relationship": "places change as told",
-        "Dynamic_Attribute": "attributes change as told",
-        "Motion_Order_Understanding": "actions come in the order told",
-        "Human_Interaction": "persons do together what is told",
-        "Complex_Landscape": "the camera passes all places of a long text",
-        "Complex_Plot": "all events of a long text happen",
-        "Camera_Motion": "the camera moves as told",
-        "Motion_Rationality": "motions have their effects",
-        "Instance_Preservation": "things neither vanish nor multiply",
-        "Mechanics": "forces act as they should",
-        "Thermotics": "matter changes its state as it should",
-        "Material": "materials mix and react as they should",
-        "Multi-View_Consistency": "what is seen from all sides stays the same",
+        "human_anatomy": "bodies, hands and faces are well formed",
+        "human_identity": "a person stays the same",
+        "human_clothes": "clothes stay the same",
+        "diversity": "clips of one prompt differ",
+        "composition": "unusual combinations are as told",
+        "dynamic_spatial_relationship": "places change as told",
+        "dynamic_attribute": "attributes change as told",
+        "motion_order_understanding": "actions come in the order told",
+        "human_interaction": "persons do together what is told",
+        "complex_landscape": "the camera passes all places of a long text",
+        "complex_plot": "all events of a long text happen",
+        "camera_motion": "the camera moves as told",
+        "motion_rationality": "motions have their effects",
+        "instance_preservation": "things neither vanish nor multiply",
+        "mechanics": "forces act as they should",
+        "thermotics": "matter changes its state as it should",
+        "material": "materials mix and react as they should",
+        "multi_view_consistency": "what is seen from all sides stays the same",
     }
     needs: ClassVar[Needs] = {
-        "Human_Anatomy": (YOLO_WORLD, *ANOMALIES),
-        "Human_Identity": (Weights("resnet18_110.pth", origin="github.com/ronghuaiyang/arcface-pytorch"),),
-        "Diversity": (Weights("vgg19-dcbb9e9d.pth", origin="download.pytorch.org/models"),),
+        "human_anatomy": (YOLO_WORLD, *ANOMALIES),
+        "human_identity": (Weights("resnet18_110.pth", origin="github.com/ronghuaiyang/arcface-pytorch"),),
+        "diversity": (Weights("vgg19-dcbb9e9d.pth", origin="download.pytorch.org/models"),),
         **dict.fromkeys(TOLD_BY_CLIP, (LLAVA,)),
         **dict.fromkeys(TOLD_BY_BOTH, (LLAVA, QWEN)),
-        "Camera_Motion": (COTRACKER2,),
-        "Instance_Preservation": (
+        "camera_motion": (COTRACKER2,),
+        "instance_preservation": (
             Weights(
                 "yolo_world_v2_l_obj365v1_goldg_pretrain_1280ft-9babe3f6.pth", origin="hub, wondervictor/YOLO-World"
             ),
         ),
-        "Multi-View_Consistency": (RAFT, COTRACKER2),
+        "multi_view_consistency": (RAFT, COTRACKER2),
     }
 
-    dimensions: tuple[str, ...] = tuple(PER_DIMENSION)
+    dimensions: tuple[str, ...] = tuple(map(score_name, PER_DIMENSION))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +132,8 @@ class VBench2(Clips, Made):
         """Clips of each prompt, in the order of the file."""
         for number, rows in enumerate(grouped(self._entries(), "dimension")):
             prompt, (dimension,) = rows[0]["prompt_en"], rows[0]["dimension"]
-            if dimension not in self.dimensions:
+            score = score_name(dimension)
+            if score not in self.dimensions:
                 continue
             about = [row["auxiliary_info"] for row in rows if "auxiliary_info" in row]
             for sample in range(DIVERSITY_SAMPLES if dimension == "Diversity" else SAMPLES):
@@ -136,8 +142,8 @@ class VBench2(Clips, Made):
                     task="t2v",
                     prompt=prompt,
                     output=f"{dimension}/{prompt[:LETTERS]}-{sample}.mp4",
-                    metrics=(dimension,),
-                    category=dimension,
+                    metrics=(score,),
+                    category=score,
                     repeat=sample,
                     extra={"entries": len(rows), "auxiliary_info": about},
                 )

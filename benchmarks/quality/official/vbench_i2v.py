@@ -28,7 +28,6 @@ RATIOS = ("1-1", "7-4", "8-5", "16-9")
 QUALITY = (
     "subject_consistency",
     "background_consistency",
-    "temporal_flickering",
     "motion_smoothness",
     "dynamic_degree",
     "aesthetic_quality",
@@ -46,7 +45,9 @@ PER_DIMENSION = {
     "aesthetic_quality": 355,
     "imaging_quality": 355,
 }
-"""Prompts of each dimension; the total leaves ``temporal_flickering`` out."""
+"""Prompts of each dimension that the file lists."""
+DIMENSIONS = tuple(name for name in PER_DIMENSION if name != "temporal_flickering")
+"""Those of the leaderboard and of the total."""
 SCHEMA = Schema(required={"prompt_en": str, "dimension": list, "image_type": str, "image_name": str}, optional={})
 
 
@@ -60,7 +61,7 @@ class VBenchI2V(Clips, Sourced):
         dimensions: Dimensions; a part gives no total.
     """
 
-    name: ClassVar[str] = "vbench-i2v"
+    name: ClassVar[str] = "vbench_i2v"
     version: ClassVar[str] = "1"
     notes: ClassVar[str] = "VBench-I2V, 1,118 prompts with first frames; Apache-2.0, images of Pexels and Pixabay."
     source: ClassVar[Source] = Source(
@@ -88,7 +89,7 @@ class VBenchI2V(Clips, Sourced):
 
     root: str = "data/vbench_i2v"
     ratio: str = "16-9"
-    dimensions: tuple[str, ...] = tuple(PER_DIMENSION)
+    dimensions: tuple[str, ...] = DIMENSIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()

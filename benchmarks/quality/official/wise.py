@@ -38,8 +38,8 @@ class WISE(Made):
         licence="none is stated, so that no right to use the data is granted beyond what the authors allow you",
         restricted=True,
     )
-    metrics: ClassVar[dict[str, str]] = {"wiscore": "the image shows what the text means, and is usable: 0 or 1"}
-    needs: ClassVar[Needs] = {"wiscore": (Judge("Qwen3.5-35B-A3B"),)}
+    metrics: ClassVar[dict[str, str]] = {"correct": "the image shows what the text means, and is usable: 0 or 1"}
+    needs: ClassVar[Needs] = {"correct": (Judge("Qwen3.5-35B-A3B"),)}
     files: ClassVar[tuple[str, ...]] = tuple(f"data_verified/{stem}_verified.json" for stem in STEMS)
     last: ClassVar[tuple[int, ...]] = (400, 520, 640, 760, 880, 1000)
     """Last number of each category."""
@@ -82,7 +82,7 @@ class WISELegacy(WISE):
         root: Folder of the official repository, as it is or as it was.
     """
 
-    name: ClassVar[str] = "wise-legacy"
+    name: ClassVar[str] = "wise_legacy"
     notes: ClassVar[str] = "WISE as first published, 1,000 prompts of six categories; no licence is stated."
     metrics: ClassVar[dict[str, str]] = {
         "consistency": "the image shows what the text means, 0 to 2",
