@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from official_files import WRITERS, place
+from test_configs import BASE, tiny
 
 from benchmarks.quality.official.registry import OFFICIAL
+from bernini.cli import main
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "official.md").read_text()
@@ -68,6 +70,23 @@ def test_the_configuration_is_of_this_benchmark_and_accepts_no_licence(name: str
     assert made["class_path"] == f"{kind.__module__}.{kind.__qualname__}"
     assert made["init_args"].get("accept_licence") == (False if kind.source.restricted else None)
     assert callback["init_args"]["folder"].endswith(f"/bench/{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("openve", 78, "the licence of openve has to be accepted"),
+        ("geneval", 77, "evaluation_metadata.jsonl is missing"),
+    ],
+)
+def test_a_run_without_licence_or_data_ends_with_one_message(
+    name: str, code: int, told: str, wan: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = ["-c", str(BASE), "-c", str(ROOT / "configs" / "bench" / f"{name}.yaml")]
+    assert main(["fit", *files, *tiny(BASE, wan, shards)]) == code
+    err = capsys.readouterr().err
+    assert err.count(told) == 1 and "Traceback" not in err and "fix:" in err
 
 
 def test_the_command_uses_configurations_that_exist() -> None:

@@ -14,7 +14,7 @@ from official_files import WRITERS, dump, dump_csv, dump_lines
 from PIL import Image
 
 from benchmarks.quality.official.drafts import Draft, check_drafts
-from benchmarks.quality.official.reading import Schema, checked, read_csv, read_json
+from benchmarks.quality.official.reading import Schema, checked, read_csv, read_json, read_lines
 from benchmarks.quality.official.registry import OFFICIAL
 from benchmarks.quality.official.sizing import upright_size
 from benchmarks.quality.official.source import Source
@@ -352,6 +352,24 @@ def test_fields_of_an_open_schema_may_be_more(tmp_path: Path) -> None:
 def test_a_csv_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('﻿a,b\n1,"x\ny"\n', encoding="utf-8")
     assert read_csv(tmp_path / "a.csv", SOURCE) == [{"a": "1", "b": "x\ny"}]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", b"a,b\n1,\xff\n"), ("a.json", b'["\xff"]')])
+def test_a_file_in_another_encoding_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_csv(tmp_path / name, SOURCE) if name.endswith("csv") else read_json(tmp_path / name, SOURCE, list)
+
+
+def test_a_field_that_is_too_long_for_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n" + "x" * 200_000 + "\n")
+    with pytest.raises(DataError, match="not CSV"):
+        read_csv(tmp_path / "a.csv", SOURCE)
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "one\u2028line"}\r\n{"a": "two"}\n', encoding="utf-8", newline="")
+    assert read_lines(tmp_path / "a.jsonl", SOURCE) == [{"a": "one\u2028line"}, {"a": "two"}]
 
 
 def test_a_missing_file_is_told_with_its_remedy(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading official files: every entry is checked as it is read, and an error names file, entry, field and remedy."""
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def read_json(path: Path, source: Source, kind: type) -> Any:
     Raises:
         DataError: The file is missing, is not JSON, or holds something else.
     """
-    text = find(source, path).read_text(encoding="utf-8")
+    text = _text(path, source)
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _distinct(pairs, path, source))
     except ValueError as error:
@@ -70,7 +71,7 @@ def read_lines(path: Path, source: Source) -> list[Row]:
         DataError: The file is missing, or a line is not a JSON object.
     """
     rows = []
-    for number, line in enumerate(find(source, path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path, source), 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
@@ -85,9 +86,11 @@ def read_csv(path: Path, source: Source) -> list[Row]:
     Raises:
         DataError: The file is missing, or a row has more or fewer cells than the header: cells are never shifted.
     """
-    with find(source, path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(_text(path, source), newline=""))
+    try:
         rows = list(reader)
+    except csv.Error as error:
+        raise DataError("the file is not CSV", where=str(path), why=str(error), fix=_get(source)) from error
     names = reader.fieldnames or []
     for number, row in enumerate(rows):
         if None in row or None in row.values():
@@ -189,12 +192,24 @@ def read_rewriting(path: Path, prompts: Sequence[str]) -> dict[str, str]:
             if not isinstance(rewritten.get(prompt), str) or not rewritten[prompt].strip():
                 raise DataError("a prompt has no rewritten one", where=str(path), why=repr(prompt), fix=_get(own))
         return {prompt: rewritten[prompt] for prompt in prompts}
-    lines = find(own, path).read_text(encoding="utf-8").splitlines()
+    lines = _lines(path, own)
     check_count(len(lines), len(prompts), "lines", path, own)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise DataError("a line is empty", where=f"{path}, line {number}", fix=_get(own))
     return dict(reversed(list(zip(prompts, lines, strict=True))))
+
+
+def _text(path: Path, source: Source) -> str:
+    try:
+        return find(source, path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("the file is not UTF-8 text", where=str(path), why=str(error), fix=_get(source)) from error
+
+
+def _lines(path: Path, source: Source) -> list[str]:
+    """Lines of a file, which only line feeds end: prompts may hold other separators."""
+    return _text(path, source).replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _check_type(value: Any, kind: type, where: str, source: Source) -> None:
