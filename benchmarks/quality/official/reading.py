@@ -120,7 +120,7 @@ def checked(rows: Sequence[Any] | Mapping[str, Any], schema: Schema, path: Path,
         place = f"{path}, entry {name}"
         if not isinstance(row, dict):
             raise DataError(f"an entry is {row!r:.60}", where=place, why="it is not an object", fix=_get(source))
-        for field in schema.required.keys() - row.keys():
+        for field in (field for field in schema.required if field not in row):
             raise DataError(
                 f"the field {field!r} is missing",
                 where=f"{place}, field {field}",
@@ -135,7 +135,7 @@ def checked(rows: Sequence[Any] | Mapping[str, Any], schema: Schema, path: Path,
                 fix=_get(source),
             )
         entry = {field: value for field, value in row.items() if value is not None or field in schema.required}
-        for field in known.keys() & entry.keys():
+        for field in (field for field in known if field in entry):
             _check_type(entry[field], known[field], f"{place}, field {field}", source)
         yield entry
 
