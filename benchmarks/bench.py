@@ -1,21 +1,25 @@
 """`bernini bench`: make, score and tabulate the outputs of a model on a benchmark."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from docstring_parser import parse
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.options import add_examples, add_model, add_settings, add_shard, add_workers
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import RunFolder, Shard, describe
 from benchmarks.quality.generating import generate
 from benchmarks.quality.interface import Benchmark, Item, subset
+from benchmarks.quality.official.base import OfficialBenchmark
+from benchmarks.quality.official.needs import is_cached
+from benchmarks.quality.official.registry import OFFICIAL
+from benchmarks.quality.published.check import main as check_rows
 from benchmarks.quality.sampler import (
     Ceiling,
     Sampler,
@@ -37,7 +41,7 @@ from bernini.suggest import closest
 from bernini.text.encoder import context_rows
 from bernini.vae.codec import LatentCodec
 
-BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in (ToyBenchmark,)}
+BENCHMARKS: dict[str, type[Benchmark]] = {ToyBenchmark.name: ToyBenchmark, **OFFICIAL}
 
 
 class Incomplete(BerniniError):
@@ -54,10 +58,36 @@ def main(argv: Sequence[str]) -> int:
 
 def list_benchmarks(options: Namespace) -> None:
     """Print what there is."""
-    for kind in BENCHMARKS.values():
-        print(f"{kind.name} {kind.version}: {kind.notes}")
-        for metric, text in kind.metrics.items():
-            print(f"  {metric:<16}{text}")
+    for title, official in (("Own", False), ("Official, over files of their authors", True)):
+        print(f"{title}:\n")
+        for kind in BENCHMARKS.values():
+            if issubclass(kind, OfficialBenchmark) == official:
+                _tell(kind)
+
+
+def _tell(kind: type[Benchmark]) -> None:
+    print(f"{kind.name} {kind.version}: {kind.notes}")
+    if issubclass(kind, OfficialBenchmark):
+        terms = " (--accept-licence once you have read it)" * kind.source.restricted
+        print(f"  licence: {kind.source.licence}{terms}\n  get: {kind.source.download}")
+    width = max(map(len, kind.metrics)) + 2
+    for metric, text in kind.metrics.items():
+        print(f"  {metric:<{width}}{text}")
+    print()
+
+
+def check(options: Namespace) -> None:
+    """What a run of a benchmark has and lacks; without a name, whether printed totals follow from their parts."""
+    if options.benchmark is None:
+        check_rows(["--rows", options.rows] if options.rows else [])
+        return
+    if options.rows is not None:
+        raise ConfigError("--rows checks printed tables, and a name a benchmark", fix="give one of the two")
+    benchmark = _benchmark(options)
+    assert isinstance(benchmark, OfficialBenchmark)
+    for line in benchmark.inventory(partial(is_cached, folder=options.weights)):
+        print(line)
+    print(f"scored from pixels: {', '.join(benchmark.measured()) or 'nothing'}")
 
 
 def run(options: Namespace) -> None:
@@ -95,19 +125,24 @@ def make(options: Namespace) -> None:
     if planned:
         identity["sampling"]["planning"] = asdict(sampler.planning)
     folder = RunFolder(options.out, options.shard)
-    folder.start({**describe(benchmark, items, len(items)), **identity}, environment())
+    folder.start({**describe(benchmark, items, len(items)), **identity}, environment(), benchmark.located())
     _generate(benchmark, items, sampler, folder, config.seed, options.batch_size)
     if options.bounds:
         # References need no weights of the transformers, so that their runs compare over all models of one VAE.
         codec = LatentCodec.from_pretrained(paths["vae"]).to(device)
         bounds: dict[str, tuple[Sampler, Sequence[Item], dict[str, Any]]] = {
             "source": (unedited, [item for item in items if is_edit(item)], {"model": {}}),
-            "ceiling": (Ceiling(codec), items, {"model": {"vae": identity["model"]["vae"]}}),
+            "ceiling": (
+                Ceiling(codec),
+                [] if benchmark.blank_targets else items,
+                {"model": {"vae": identity["model"]["vae"]}},
+            ),
         }
         for name, (reference, chosen, facts) in bounds.items():
             if chosen:
                 beside = RunFolder(folder.root / "bounds" / name, options.shard)
-                beside.start({**describe(benchmark, chosen, len(items)), **facts}, environment())
+                about = {**describe(benchmark, chosen, len(items)), **facts}
+                beside.start(about, environment(), benchmark.located())
                 _generate(benchmark, chosen, reference, beside, config.seed, options.batch_size)
 
 
@@ -189,12 +224,13 @@ def _runs(options: Namespace) -> Iterator[tuple[Benchmark, Sequence[Item], RunFo
     root = Path(options.out)
     for path in (root, *sorted(p for p in (root / "bounds").glob("*") if p.is_dir())):
         folder = RunFolder(path, getattr(options, "shard", Shard()))
-        told = folder.manifest()["run"]
+        manifest = folder.manifest()
+        told = manifest["run"]
         name, version = told["benchmark"]["name"], told["benchmark"]["version"]
         kind = BENCHMARKS.get(name)
         if kind is None:
             raise ConfigError(f"unknown benchmark {name!r}", where=str(path), why=f"there are {', '.join(BENCHMARKS)}")
-        benchmark = kind(**told["benchmark"]["settings"])
+        benchmark = kind(**told["benchmark"]["settings"], **manifest["located"])
         every = _items(benchmark)
         # All items, those of the unedited sources, or those of a callback with a limit.
         possible = (every, [item for item in every if is_edit(item)], subset(every, told["items"]["count"]))
@@ -238,6 +274,7 @@ def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="bernini bench", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="STAGE")
     verbs.add_parser("list", help="the benchmarks and what they measure").set_defaults(run=list_benchmarks)
+    add_check(verbs.add_parser("check", help="what a benchmark's run would lack, or whether printed totals add up"))
     for verb, stage, text in (
         ("run", run, "all stages, one after the other"),
         ("generate", make, "make what is not there yet"),
@@ -245,16 +282,16 @@ def parser() -> ArgumentParser:
         names = verbs.add_parser(verb, help=text).add_subparsers(required=True, metavar="NAME", dest="benchmark")
         for name, kind in BENCHMARKS.items():
             one = names.add_parser(name, help=kind.notes)
-            _add_settings(one, kind)
-            _add_model(one, kind)
+            add_settings(one, kind)
+            add_model(one, kind)
             if verb == "run":
-                _add_workers(one)
-                _add_examples(one)
+                add_workers(one)
+                add_examples(one)
             one.set_defaults(run=stage)
     for verb, stage, text, *more in (
-        ("score", judge, "score what is made and has no scores yet", _add_workers, _add_shard),
-        ("aggregate", tabulate, "make table and report from all scores", _add_examples),
-        ("report", page, "write the HTML report again", _add_examples),
+        ("score", judge, "score what is made and has no scores yet", add_workers, add_shard),
+        ("aggregate", tabulate, "make table and report from all scores", add_examples),
+        ("report", page, "write the HTML report again", add_examples),
     ):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("out", type=Path, metavar="FOLDER", help="folder of a run")
@@ -264,75 +301,13 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def _add_settings(parser: ArgumentParser, kind: type[Benchmark]) -> None:
-    """An option for each field of a benchmark, with what its docstring says of it."""
-    group = parser.add_argument_group("items")
-    told = {p.arg_name: p.description or "" for p in parse(kind.__doc__ or "").params}
-    for setting in fields(kind):
-        default = setting.default
-        read = type(default) if isinstance(default, int | str) else _names
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        text = f"{told.get(setting.name, '')} (default: {shown})".replace("%", "%%")
-        group.add_argument(f"--{setting.name.replace('_', '-')}", type=read, default=default, help=text)
-
-
-def _add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
-    add = parser.add_argument_group("model and sampling").add_argument
-    folder = "diffusers folder with transformer/, maybe transformer_2/, and maybe a planner's bernini/ and mllm/"
-    add("--model", type=Path, required="model" not in kind.defaults, help=f"{folder} (default: %(default)s)")
-    add("--no-plan", action="store_true", help="render from the text alone, although the model has a planner")
-    add("--lora", type=Path, help="LoRA to merge: a folder, a run or a file")
-    add("--vae", type=Path, help="folder of the VAE (default: the model's)")
-    add("--text", type=Path, help="folder with text_encoder/ and tokenizer/ (default: the model's)")
-    add("--text-rows", type=int, help="context rows, as in training (default: the longest text of the tokenizer)")
-    config = SamplingConfig()
-    add("--steps", type=int, default=config.steps, help="solver steps (default: %(default)s)")
-    add("--shift", type=float, default=config.shift, help="flow shift (default: %(default)s)")
-    guidance = kind.defaults.get("guidance", dict.fromkeys((False, True), ("task", {})))
-    shown = "{}, with a plan {}".format(*(f"{mode} {_told(omega)}".strip() for mode, omega in guidance.values()))
-    add("--mode", help=f"guidance mode of all tasks; `task` is each task's own (default of both: {shown})")
-    add("--omega", type=_weights, metavar="txt=4,img=4.5", help="guidance weights: vid, img, txt, tgt, scale")
-    add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
-    add("--batch-size", type=int, default=32, help="items of a task that are sampled together (default: %(default)s)")
-    add("--bounds", action="store_true", help="also the unedited sources and the true targets through the VAE")
-    out = "folder of the run; a run that is there is gone on with (default: %(default)s)"
-    add("--out", type=Path, default=Path("runs/bench") / kind.name, help=out)
-    _add_shard(parser)
-    parser.set_defaults(guidance=guidance, **{k: v for k, v in kind.defaults.items() if k != "guidance"})
-
-
-def _add_shard(parser: ArgumentParser) -> None:
-    parser.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="do part I of N, from 0")
-
-
-def _add_workers(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: this one)")
-
-
-def _add_examples(parser: ArgumentParser) -> None:
-    parser.add_argument("--examples", type=int, default=24, help="items that the report shows (default: %(default)s)")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _weights(text: str) -> dict[str, float]:
-    try:
-        return {name.strip(): float(value) for name, value in (pair.split("=") for pair in text.split(","))}
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is not of the form txt=4,img=4.5") from error
-
-
-def _told(weights: Mapping[str, float]) -> str:
-    return ",".join(f"{name}={value:g}" for name, value in weights.items())
-
-
-def _shard(text: str) -> Shard:
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is not of the form 0/4") from error
-    return Shard(index, count)
+def add_check(parser: ArgumentParser) -> None:
+    """Options of `bernini bench check`."""
+    text = "recompute the totals of printed tables (default: those that come with the package)"
+    parser.add_argument("--rows", metavar="FILE", nargs="?", const="", help=text)
+    parser.set_defaults(run=check, benchmark=None)
+    names = parser.add_subparsers(metavar="NAME", dest="benchmark")
+    for name, kind in OFFICIAL.items():
+        one = names.add_parser(name, help=kind.notes)
+        add_settings(one, kind)
+        one.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")

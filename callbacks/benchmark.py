@@ -17,11 +17,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import MANIFEST, RunFolder, Shard, describe
 from benchmarks.quality.generating import batches, produce
-from benchmarks.quality.interface import Benchmark, Cell, Item, coverage, is_comparable, subset
+from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, subset
 from benchmarks.quality.records import Records
 from benchmarks.quality.sampler import Trained, sampling_facts
 from benchmarks.quality.scoring import append_scores, judge_file
-from benchmarks.quality.summary import failures, summarise, write_summary
+from benchmarks.quality.summary import summarise, write_summary
 from benchmarks.quality.tables import write_inputs
 from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import ConfigError
@@ -107,11 +107,12 @@ class BenchmarkCallback(L.Callback):
             for batch in batches(_share(self._items, folder.shard) if ready else [], self.batch_size):
                 with _surviving("a batch failed"):
                     folder.generated.append(produce(self.benchmark, batch, sampler, folder, module.sampling.seed))
-                    results = [judge_file(self.benchmark, folder.root, item) for item in batch]
+                    scorable = [item for item in asked(batch, self.benchmark.measured()) if item.metrics]
+                    results = [judge_file(self.benchmark, folder.root, item) for item in scorable]
                     append_scores(folder, results)
                     for item, found in results:
                         scored += [(item.id, k, v) for k, v in found.items()] if isinstance(found, dict) else []
-        records = Records(self.benchmark, self._items)
+        records = Records(self.benchmark, asked(self._items, self.benchmark.measured()))
         records.to(module.device if trainer.world_size > 1 else "cpu")
         records.update(scored)
         cells = records.compute()
@@ -129,8 +130,8 @@ class BenchmarkCallback(L.Callback):
                 named = {f"bench/{self.benchmark.name}/{key}": value for key, value in scalars.items()}
                 logger.log_metrics(named, trainer.global_step)
         with _surviving("the summary cannot be written"):
-            failed = failures(self.benchmark, self._items, folder)
-            write_summary(folder, summarise(self.benchmark, self._items, cells, failed, folder.manifest()["run"]))
+            measured = self.benchmark.measured()
+            write_summary(folder, summarise(self.benchmark, self._items, measured, cells, folder))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 with _surviving("W&B got no table"):
@@ -149,13 +150,14 @@ class BenchmarkCallback(L.Callback):
         if isinstance(module, CoTrainingModule):
             sampling["planning"] = asdict(module.planning)
         facts = {"model": model, "sampling": sampling}
-        folder.start({**describe(self.benchmark, self._items, self._of), **facts}, environment())
+        identity = {**describe(self.benchmark, self._items, self._of), **facts}
+        folder.start(identity, environment(), self.benchmark.located())
 
     def _log_table(self, logger: WandbLogger, folder: RunFolder, step: int) -> None:
         """One row an item, with its first source, the target and the output by path."""
         import wandb
 
-        metrics = list(self.benchmark.metrics)
+        metrics = list(self.benchmark.measured())
         values = folder.values(metrics)
         columns = [f"{shown} {kind}" for shown in ("source", "target", "output") for kind in ("clip", "image")]
         rows = []

@@ -114,12 +114,15 @@ class RunFolder:
         """Where the output of an item lies."""
         return self.root / "videos" / benchmark.output_path(item)
 
-    def start(self, identity: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def start(
+        self, identity: Mapping[str, Any], environment: Mapping[str, str], located: Mapping[str, Any] = {}
+    ) -> None:
         """Write the manifest, or see that the one that is there says the same.
 
         Args:
             identity: Everything that decides the outputs: benchmark, items, weights, settings.
             environment: Facts of the machine and the packages, which are noted and not compared.
+            located: Where the benchmark's data lie, see `Benchmark.located`; the last word counts.
 
         Raises:
             ConfigError: The folder holds something else, or a run with other weights or settings.
@@ -135,11 +138,16 @@ class RunFolder:
                     why="outputs of two models or two settings would end in one table",
                     fix="use another --out, or delete the folder",
                 )
+            if self.manifest()["located"] != located:
+                self._write_manifest({**self.manifest(), "located": dict(located)})
             return
         if self.root.exists() and any(self.root.iterdir()):
             raise ConfigError(f"{self.root} is not empty", why="it is not a benchmark's folder", fix="another --out")
-        manifest = {"config_sha256": digest(identity), "run": identity, "environment": dict(environment)}
-        with replacing(path) as temporary:
+        told = {"config_sha256": digest(identity), "run": identity, "located": dict(located)}
+        self._write_manifest({**told, "environment": dict(environment)})
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        with replacing(self.root / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
     def manifest(self) -> dict[str, Any]:

@@ -4,12 +4,16 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from benchmarks.quality.bootstrap import estimate, mean_of
+from benchmarks.quality.totals.records import SHARE, Range
 from bernini.conversation import Conversation
 
 Z = 1.959964  # two-sided 95 %
@@ -68,8 +72,8 @@ class Cell(NamedTuple):
     Attributes:
         task: What it is taken over.
         metric: Name of the score.
-        value: Mean over the scored items, in [0, 1]; none without any.
-        low: Lower end of the 95 % interval.
+        value: Mean over the scored items, in the score's own range; none without any.
+        low: Lower end of the 95 % interval; none where nothing is known of it.
         high: Upper end.
         n: Items that were scored.
         of: Items that should have been.
@@ -78,8 +82,8 @@ class Cell(NamedTuple):
     task: str
     metric: str
     value: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     of: int
 
@@ -94,7 +98,11 @@ class Benchmark(ABC):
         name: Name on the command line.
         version: Changes whenever the same settings give other items or scores.
         metrics: What each score says, by its name, in the order of the table.
+        ranges: What each score may be, where that is not [0, 1].
         notes: Where it comes from, its licence, and what its figures may be compared with.
+        places: Settings that say where its data lie and on what terms, which change no item.
+        blank_targets: Whether the targets of its conversations are black and only say what size is wanted; then
+            ``info["blank_target"]`` is true, and they are no reference.
         defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option; ``guidance`` holds
             those of ``--mode`` and ``--omega``, without and with a plan.
     """
@@ -102,12 +110,19 @@ class Benchmark(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     metrics: ClassVar[Mapping[str, str]]
+    ranges: ClassVar[Mapping[str, Range]] = {}
     notes: ClassVar[str]
+    places: ClassVar[tuple[str, ...]] = ()
+    blank_targets: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def settings(self) -> dict[str, Any]:
-        """The settings, plain JSON; the constructor takes them back."""
-        return json.loads(json.dumps(asdict(self)))
+        """The settings that decide items and scores, plain JSON; the constructor takes them back."""
+        return {name: value for name, value in self._plain().items() if name not in self.places}
+
+    def located(self) -> dict[str, Any]:
+        """The other settings, `places`, plain JSON."""
+        return {name: value for name, value in self._plain().items() if name in self.places}
 
     @abstractmethod
     def items(self) -> Sequence[Item]:
@@ -119,7 +134,15 @@ class Benchmark(ABC):
 
     @abstractmethod
     def score(self, item: Item, pixels: Tensor) -> Mapping[str, float]:
-        """Scores in [0, 1] of an output ``[3, T, H, W]`` uint8, at least those of ``item.metrics``."""
+        """Scores of an output ``[3, T, H, W]`` uint8, at least those of ``item.metrics`` that are `measured`."""
+
+    def measured(self) -> tuple[str, ...]:
+        """Names of the scores that `score` gives: here all."""
+        return tuple(self.metrics)
+
+    def wants(self, metric: str) -> tuple[str, ...]:
+        """What a score that is not `measured` takes, in words."""
+        return ()
 
     def output_path(self, item: Item) -> str:
         """File of the output under ``videos/``."""
@@ -138,16 +161,35 @@ class Benchmark(ABC):
                 asked = [item.id for item in items if item.task == task and metric in item.metrics]
                 found = [values[one, metric] for one in asked if (one, metric) in values]
                 if asked:
-                    cells.append(cell(task, metric, found, len(asked)))
+                    cells.append(cell(task, metric, found, len(asked), self.ranges.get(metric, SHARE)))
         return cells
 
+    def _plain(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
 
-def cell(task: str, metric: str, found: Sequence[float], of: int) -> Cell:
-    """Mean and 95 % interval of scores in [0, 1], one an item."""
+
+def cell(task: str, metric: str, found: Sequence[float], of: int, allowed: Range = SHARE) -> Cell:
+    """Mean and 95 % interval of scores, one an item.
+
+    Args:
+        task: What it is taken over.
+        metric: Name of the score.
+        found: The scores that are there.
+        of: How many there should be.
+        allowed: What a score may be. The interval is Wilson's where that is [0, 1], else the bootstrap's over items.
+    """
     if not found:
-        return Cell(task, metric, None, 0.0, 1.0, 0, of)
+        low, high = (end if math.isfinite(end) else None for end in (allowed.low, allowed.high))
+        return Cell(task, metric, None, low, high, 0, of)
     mean = math.fsum(found) / len(found)
-    return Cell(task, metric, mean, *interval(mean, len(found)), len(found), of)
+    if is_share(allowed):
+        return Cell(task, metric, mean, *interval(mean, len(found)), len(found), of)
+    return Cell(task, metric, mean, *estimate([mean_of(np.array(found))], len(found)).bounds, len(found), of)
+
+
+def is_share(allowed: Range) -> bool:
+    """Whether scores of a range are shares, which are printed in per cent."""
+    return (allowed.low, allowed.high) == (0, 1)
 
 
 def interval(mean: float, n: int) -> tuple[float, float]:
@@ -166,9 +208,15 @@ def coverage(cells: Sequence[Cell]) -> float:
     return sum(c.n for c in cells) / asked if asked else 1.0
 
 
+def asked(items: Sequence[Item], scores: Collection[str]) -> list[Item]:
+    """The items, asked for some scores alone."""
+    return [replace(item, metrics=tuple(name for name in item.metrics if name in scores)) for item in items]
+
+
 def is_comparable(cells: Sequence[Cell], items: Sequence[Item], of: int) -> bool:
     """Whether the figures may stand beside others: every item of the benchmark has every score."""
-    return coverage(cells) == 1 and len(items) == of
+    given = Counter(cell.metric for cell in cells for _ in range(cell.n))
+    return len(items) == of and given == Counter(name for item in items for name in item.metrics)
 
 
 def subset(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality.folder import Row, RunFolder, read_output, reason
-from benchmarks.quality.interface import Benchmark, Item
+from benchmarks.quality.interface import Benchmark, Item, asked
+from benchmarks.quality.totals.records import SHARE
 from bernini.errors import DataError
 
 CHUNK = 32  # scores that reach the disk together
@@ -29,7 +30,7 @@ def score(
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Score the outputs of this shard that have no scores yet.
+    """Give the outputs of this shard the scores that the benchmark measures itself and that are not there yet.
 
     Args:
         benchmark: Scores.
@@ -38,8 +39,8 @@ def score(
         workers: Processes; with 0 or 1 this process does it alone.
         progress: Called with the number of items that are done, or were tried.
     """
-    own = folder.shard.of(items)
-    values = folder.values(benchmark.metrics)
+    own = asked(folder.shard.of(items), benchmark.measured())
+    values = folder.values(benchmark.measured())
     todo = [item for item in own if any((item.id, metric) not in values for metric in item.metrics)]
     done = len(own) - len(todo)
     progress(done)
@@ -59,9 +60,12 @@ def judge_file(benchmark: Benchmark, root: Path, item: Item) -> tuple[Item, dict
     """
     try:
         pixels = read_output(RunFolder(root).output(benchmark, item), item)
-        scores = {name: float(benchmark.score(item, pixels)[name]) for name in item.metrics}
-        if wrong := {name: value for name, value in scores.items() if not 0 <= value <= 1}:
-            raise DataError(f"scores lie in [0, 1], not {wrong}")  # NaN is caught too
+        found = benchmark.score(item, pixels)
+        scores = {name: float(found[name]) for name in item.metrics}
+        for name, value in scores.items():
+            allowed = benchmark.ranges.get(name, SHARE)
+            if not allowed.low <= value <= allowed.high:  # NaN is caught too
+                raise DataError(f"{name} lies in [{allowed.low:g}, {allowed.high:g}], not {value}")
     except Exception as error:  # noted: the other items can still be scored
         return item, reason(error)
     return item, scores

@@ -16,7 +16,20 @@ from bernini.media import write_image, write_video
 BOUNDS = {"source": "unedited source", "ceiling": "true target through the VAE"}
 """References that bound what a model can reach, each a run of its own under ``bounds/``."""
 
-LEGEND = "Per cent, with 95 % intervals."
+LACKING = ("score", "items", "takes")
+NOT_SCORED = "Not scored in this run:"
+
+
+def legend(summary: dict[str, Any]) -> str:
+    """What the figures are."""
+    shown = {cell["metric"] for cell in summary["cells"]}
+    own = any(not _is_share(summary, metric) for metric in shown)
+    return f"Per cent{', other ranges than 0 to 1 as they are' if own else ''}, with 95 % intervals."
+
+
+def lacking(summary: dict[str, Any]) -> list[list[str]]:
+    """Scores that the run does not give: name, items, what they take."""
+    return [[row["score"], str(row["items"]), "; ".join(row["needs"])] for row in summary["missing"]]
 
 
 def rows_of(summary: dict[str, Any], root: Path) -> list[tuple[str, dict[str, dict[str, Any]]]]:
@@ -38,22 +51,26 @@ def _by_task(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def head_and_body(summary: dict[str, Any], root: Path) -> tuple[list[str], list[list[str]]]:
-    """The table as text: task, guidance, items, then value and interval of each metric in per cent."""
+    """The table as text: task, guidance, items, then value and interval of each metric."""
     measured = {cell["metric"] for cell in summary["cells"]}
     metrics = [metric for metric in summary["benchmark"]["metrics"] if metric in measured]
     modes = summary["run"].get("sampling", {}).get("guidance", {})
     body = []
     for name, cells in rows_of(summary, root):
         of, missing = max(c["of"] for c in cells.values()), max(c["of"] - c["n"] for c in cells.values())
-        figures = [_percent(cells[metric]) if metric in cells else "" for metric in metrics]
+        figures = [_told(cells[m], _is_share(summary, m)) if m in cells else "" for m in metrics]
         body.append([name, modes.get(name, ""), f"{of - missing} of {of}" if missing else str(of), *figures])
     return ["task", "guidance", "items", *(metric.replace("_", " ") for metric in metrics)], body
 
 
-def _percent(cell: dict[str, Any]) -> str:
+def _is_share(summary: dict[str, Any], metric: str) -> bool:
+    return bool(summary["benchmark"]["ranges"][metric] == [0, 1])
+
+
+def _told(cell: dict[str, Any], share: bool) -> str:
     if cell["value"] is None:
         return "none"
-    value, low, high = (f"{100 * cell[key]:.1f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{100 * cell[k]:.1f}" if share else f"{cell[k]:.3f}" for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
@@ -73,8 +90,11 @@ def write_tables(root: Path, summary: dict[str, Any]) -> None:
     """Write ``table.md`` and ``table.csv``."""
     head, body = head_and_body(summary, root)
     settings = f"Sampling: `{json.dumps(summary['run'].get('sampling', {}))}`"
+    parts = [f"{headline(summary)}. {legend(summary)}", markdown(head, body)]
+    if summary["missing"]:
+        parts += [NOT_SCORED, markdown(LACKING, lacking(summary))]
     with replacing(root / "table.md") as temporary:
-        temporary.write_text(f"{headline(summary)}. {LEGEND}\n\n{markdown(head, body)}\n\n{settings}\n")
+        temporary.write_text("\n\n".join([*parts, settings]) + "\n")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "metric", "value", "low", "high", "n", "of"])
@@ -85,7 +105,7 @@ def write_tables(root: Path, summary: dict[str, Any]) -> None:
 
 
 def write_inputs(benchmark: Benchmark, item: Item, folder: Path) -> list[tuple[str, Path]]:
-    """Write an item's sources and true target as files that browsers show; those that are there stay.
+    """Write an item's sources, and its target where that is known, as files that browsers show; old ones stay.
 
     Returns:
         Label and file, sources first.
@@ -94,7 +114,8 @@ def write_inputs(benchmark: Benchmark, item: Item, folder: Path) -> list[tuple[s
     named = [
         (f"source {i}" if len(conversation.sources) > 1 else "source", m) for i, m in enumerate(conversation.sources)
     ]
-    named += [("target", message) for message in conversation.targets]
+    if not conversation.info.get("blank_target"):
+        named += [("target", message) for message in conversation.targets]
     files = []
     for label, message in named:
         if message.media is None or message.media.pixels is None:
@@ -136,7 +157,9 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
         cases.append(Case(f"{item.task} · {item.id}", item.prompt, clips, scores))
     head, body = head_and_body(summary, folder.root)
     told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
-    tables = [Table("Scores", head, body, f"{LEGEND} {told[0].upper()}{told[1:]}.")]
+    tables = [Table("Scores", head, body, f"{legend(summary)} {told[0].upper()}{told[1:]}.")]
+    if summary["missing"]:
+        tables.append(Table("Not scored in this run", LACKING, lacking(summary)))
     if summary["failures"]:
         rows = [[row["id"], row["stage"], row["why"]] for row in summary["failures"]]
         tables.append(Table("Failures", ["item", "stage", "why"], rows))

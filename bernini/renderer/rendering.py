@@ -77,7 +77,8 @@ class Renderer:
     ) -> list[Tensor]:
         """Sample; but for rounding, no output depends on what else is in the batch.
 
-        A target in a conversation only gives the size, except for a lone low-noise expert, which starts from it.
+        A target in a conversation only gives the size, except for a lone low-noise expert, which starts from it; where
+        ``info["blank_target"]`` is true, it is nothing to start from.
 
         Args:
             conversations: What to make; sources may be pixels or prepared latents.
@@ -104,7 +105,7 @@ class Renderer:
         for conversation, messages, own, seed in zip(conversations, shown, contexts, seeds, strict=True):
             known = [(message, next(latents)) for message in messages]
             sources = [Source(x, m.is_video) for m, x in known if not m.is_target]
-            truth = next((x for m, x in known if m.is_target), None)
+            truth = next((x for m, x in known if m.is_target and not conversation.info.get("blank_target")), None)
             spec = conversation.spec
             mode = config.mode or (spec.guidance if plans is None else spec.planned_guidance)
             shape = self.latent_shape(conversation, config)

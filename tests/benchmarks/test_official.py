@@ -95,7 +95,7 @@ def test_items_are_those_of_the_files_and_outputs_have_the_official_names(name: 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_same_settings_give_the_same_items_also_by_way_of_json(name: str, official) -> None:
     benchmark = official(name)
-    again = type(benchmark)(**json.loads(json.dumps(benchmark.settings())))
+    again = type(benchmark)(**json.loads(json.dumps({**benchmark.settings(), **benchmark.located()})))
     assert again == benchmark
     assert describe(again, again.items(), 1) == describe(benchmark, benchmark.items(), 1)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import wandb
 from factories import EDGE, FRAMES, callback, fit, keep_checkpoints, make_config, write_config
+from official_files import WRITERS
 from torch import Tensor
 from wandb_files import stored_runs
 
@@ -115,6 +116,21 @@ def test_a_run_is_to_the_bit_what_it_is_without(config: dict[str, Any], tmp_path
     assert same(found["callbacks"]["EMA"], state["callbacks"]["EMA"])
     assert sorted(p.name for p in (tmp_path / "bench").iterdir()) == ["step-000002", "step-000004", "step-000005"]
     assert all((tmp_path / "bench" / f"step-00000{n}" / "table.md").is_file() for n in (2, 4, 5))
+
+
+def test_an_official_benchmark_is_scored_as_far_as_pixels_go(config: dict[str, Any], tmp_path: Path) -> None:
+    WRITERS["ivebench"](tmp_path / "data")
+    sizes = {"frames": FRAMES, "max_edge": 64, "min_edge": 32}
+    settings = {"root": str(tmp_path / "data"), "accept_licence": True, **sizes}
+    kind = {"class_path": "benchmarks.quality.official.ivebench.IVEBench", "init_args": settings}
+    config["trainer"]["max_steps"] = 2
+    config["trainer"]["callbacks"].append(bench(tmp_path / "bench", limit=2))
+    config["trainer"]["callbacks"][-1]["init_args"]["benchmark"] = kind
+    fit(config)
+    found = summary(tmp_path / "bench" / "step-000002")
+    assert [(c["metric"], c["n"]) for c in found["cells"]] == [("TF", 2)] and found["failures"] == []
+    assert {row["score"] for row in found["missing"]} >= {"SC", "IS"} and found["comparable"] is False
+    assert main(["bench", "report", str(tmp_path / "bench" / "step-000002")]) == 0
 
 
 def test_figures_of_a_part_are_marked_and_reach_the_loggers(config: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.quality.interface import Benchmark, Expectation, Item
 from benchmarks.quality.official.drafts import Draft, check_drafts
-from benchmarks.quality.official.needs import Need, Needs, missing
+from benchmarks.quality.official.needs import Need, Needs, inventory
 from benchmarks.quality.official.reading import read_rewriting
 from benchmarks.quality.official.sizing import clip_like, picture_like
 from benchmarks.quality.official.source import Source
@@ -44,6 +44,8 @@ class OfficialBenchmark(Benchmark):
     """
 
     source: ClassVar[Source]
+    places: ClassVar[tuple[str, ...]] = ("root", "accept_licence")
+    blank_targets: ClassVar[bool] = True
     needs: ClassVar[Needs] = {}
     scorers: ClassVar[Mapping[str, Scorer]] = {}
 
@@ -138,6 +140,14 @@ class OfficialBenchmark(Benchmark):
         own = (name for name in item.metrics if name in self.scorers)
         return {name: self.scorers[name](self.folder, item, pixels) for name in own}
 
+    def measured(self) -> tuple[str, ...]:
+        """Names of the scores that need nothing but pixels."""
+        return tuple(self.scorers)
+
+    def wants(self, metric: str) -> tuple[str, ...]:
+        """Weights and judges that a score needs, by name and revision."""
+        return tuple(map(str, self.needs.get(metric, ())))
+
     def output_path(self, item: Item) -> str:
         """The official file name."""
         return str(item.extra["output"])
@@ -148,12 +158,22 @@ class OfficialBenchmark(Benchmark):
         Args:
             present: Whether weights or a judge are there, e.g. `needs.is_cached`.
         """
+        return (line for line in self.inventory(present) if line.startswith("missing"))
+
+    def inventory(self, present: Callable[[Need], bool]) -> Iterator[str]:
+        """A line for everything that a run takes, whether it is there: data first, then weights and judges.
+
+        Args:
+            present: As of `missing`.
+        """
         asked = set(self.needs)
         try:
-            asked = {metric for item in self.items() for metric in item.metrics}
+            items = self.items()
+            asked = {metric for item in items for metric in item.metrics}
+            yield f"there: data of {len(items)} items ({self.root or 'the installed package'})"
         except BerniniError as error:
             yield f"missing: {error.what} ({error.fix})"
-        yield from missing({metric: own for metric, own in self.needs.items() if metric in asked}, present)
+        yield from inventory({metric: own for metric, own in self.needs.items() if metric in asked}, present)
 
     def followed(self, draft: Draft) -> str | None:
         """The source whose size the output has: the first clip, or the image of an edit or of a first frame."""

@@ -1,15 +1,21 @@
 """IVEBench: instructed edits of short and long clips."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from torch import Tensor
+
+from benchmarks.quality.interface import Item
+from benchmarks.quality.metrics.motion import temporal_flickering
+from benchmarks.quality.official.base import Clips, Scorer, Sourced
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import AMT_G, CLIP_B32, COTRACKER3, DINO_B16, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.totals.ivebench import RANGES
+from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
 
 SCHEMA = Schema(
@@ -27,6 +33,11 @@ SCHEMA = Schema(
 )
 VIDEOCLIP = Weights("alibaba-pai/VideoCLIP-XL-v2")
 QWEN = Judge("Qwen/Qwen2.5-VL-72B-Instruct")
+
+
+def flickering(folder: Path, item: Item, pixels: Tensor) -> float:
+    """See `temporal_flickering`."""
+    return temporal_flickering(pixels)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ class IVEBench(Clips, Sourced):
         "MF": (COTRACKER3,),
         "CF": (QWEN,),
     }
+
+    scorers: ClassVar[dict[str, Scorer]] = {"TF": flickering}
+    ranges: ClassVar[Mapping[str, Range]] = RANGES
 
     root: str = "data/IVEBench/short"
     prompts_file: str = ""

@@ -46,8 +46,8 @@ Needs = Mapping[str, tuple[Need, ...]]
 """What each score needs, by its name; a score that is not listed needs nothing but pixels."""
 
 
-def missing(needs: Needs, present: Callable[[Need], bool]) -> Iterator[str]:
-    """A line for each thing that is not there, with the scores that want it.
+def inventory(needs: Needs, present: Callable[[Need], bool]) -> Iterator[str]:
+    """A line for each thing that is wanted, ``there`` or ``missing``, with the scores that want it.
 
     Args:
         needs: What each score needs.
@@ -58,8 +58,7 @@ def missing(needs: Needs, present: Callable[[Need], bool]) -> Iterator[str]:
         for need in own:
             wanted.setdefault(need, []).append(metric)
     for need, metrics in wanted.items():
-        if not present(need):
-            yield f"missing: {need}, for {', '.join(metrics)}"
+        yield f"{'there' if present(need) else 'missing'}: {need}, for {', '.join(metrics)}"
 
 
 def is_cached(need: Need, folder: Path | None = None) -> bool:

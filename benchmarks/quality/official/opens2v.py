@@ -1,16 +1,24 @@
 """OpenS2V-Eval: clips of given subjects."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-from benchmarks.quality.official.base import Clips, Made, Sourced
+from torch import Tensor
+
+from benchmarks.quality.interface import Item
+from benchmarks.quality.metrics.frames import evenly
+from benchmarks.quality.metrics.motion import motion_amplitude
+from benchmarks.quality.official.base import Clips, Made, Scorer, Sourced
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, read_json, refuse
 from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.totals.opens2v import RANGES
+from benchmarks.quality.totals.records import Range
 
 Domain = Literal["open", "human", "single"]
 Edition = Literal["v1.1", "v1.0"]
@@ -26,11 +34,17 @@ KINDS = {
 }
 """Items of each kind in the open domain."""
 WITH_A_FACE = ("singlehuman", "singleface", "faceobj", "humanobj")
+FRAMES = 32  # that most scores look at
 KEY = re.compile(r"([a-z]+)_(\d+)")
 SCHEMA = Schema(
     required={"img_paths": list, "prompt": str, "class_label": list}, optional={"synthesis_flag": object}, closed=True
 )
 GME = Weights("Alibaba-NLP/gme-Qwen2-VL-7B-Instruct")
+
+
+def amplitude(folder: Path, item: Item, pixels: Tensor) -> float:
+    """Motion amplitude of 32 frames, from the first to the last, see `motion_amplitude`."""
+    return motion_amplitude(pixels[:, evenly(pixels.shape[1], FRAMES)])
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,9 @@ class OpenS2V(Clips, Made, Sourced):
         ),
         "natural_score": (Judge("gpt-4o-2024-11-20", answers=3),),
     }
+
+    scorers: ClassVar[dict[str, Scorer]] = {"motion_amplitude": amplitude}
+    ranges: ClassVar[Mapping[str, Range]] = RANGES
 
     root: str = "data/OpenS2V-Eval"
     domain: Domain = "open"
