@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.options import add_examples, add_model, add_settings, add_shard, add_workers
+from benchmarks.judges import check_judge, judge_of
+from benchmarks.options import add_examples, add_judge, add_model, add_settings, add_shard, add_workers
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import RunFolder, Shard, describe
 from benchmarks.quality.generating import generate
+from benchmarks.quality.inquiries.registry import INQUIRIES
 from benchmarks.quality.interface import Benchmark, Item, subset
+from benchmarks.quality.judged_scoring import score_by_judge
+from benchmarks.quality.judging.question import Judge
 from benchmarks.quality.official.base import OfficialBenchmark
 from benchmarks.quality.official.needs import is_cached
 from benchmarks.quality.official.registry import OFFICIAL
@@ -88,10 +92,14 @@ def check(options: Namespace) -> None:
     for line in benchmark.inventory(partial(is_cached, folder=options.weights)):
         print(line)
     print(f"scored from pixels: {', '.join(benchmark.measured()) or 'nothing'}")
+    asked = INQUIRIES[benchmark.name].scores if benchmark.name in INQUIRIES else ()
+    print(f"scored by a judge that is named: {', '.join(asked) or 'nothing'}")
 
 
 def run(options: Namespace) -> None:
     """All stages; one shard of several leaves the table to `bernini bench aggregate`."""
+    if options.benchmark in INQUIRIES:
+        check_judge(options)
     make(options)
     judge(options)
     if options.shard.count == 1:
@@ -151,6 +159,30 @@ def judge(options: Namespace) -> None:
     for benchmark, items, folder in _runs(options):
         with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
             score(benchmark, items, folder, workers=options.workers, progress=progress)
+    if "judge_url" in options and (named := judge_of(options)):
+        for benchmark, items, folder in _runs(options):
+            _ask(benchmark, items, folder, named, options)
+
+
+def _ask(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, named: Judge, options: Namespace) -> None:
+    kind = INQUIRIES.get(benchmark.name)
+    if kind is None:
+        raise ConfigError(
+            f"no judge can be asked about {benchmark.name}",
+            where=str(folder.root),
+            why=f"there are questions for {', '.join(INQUIRIES)}",
+            fix="leave the options of the judge out",
+        )
+    inquiry = kind(benchmark, options.rubric)
+    if inquiry.cap is None and options.cap:
+        raise ConfigError(f"the rubric of {benchmark.name} caps no score", where="--cap", fix="leave --cap out")
+    cap = inquiry.cap and replace(inquiry.cap, rule=options.cap or "off")
+    with _bar(f"judging {folder.root.name}", folder.shard, items) as progress:
+        judged = score_by_judge(inquiry, items, folder, named, repeats=options.repeats, cap=cap, progress=progress)
+    n, of = judged.coverage()
+    print(f"{judged.column}: {n} of {of} scores; answered by {', '.join(judged.served()) or 'nobody'}")
+    for name, count in judged.violations().items():
+        print(f"{count} answers have {name} above what caps it; the rule is {options.cap or 'off'}")
 
 
 def tabulate(options: Namespace) -> None:
@@ -287,9 +319,11 @@ def parser() -> ArgumentParser:
             if verb == "run":
                 add_workers(one)
                 add_examples(one)
+                if name in INQUIRIES:
+                    add_judge(one)
             one.set_defaults(run=stage)
     for verb, stage, text, *more in (
-        ("score", judge, "score what is made and has no scores yet", add_workers, add_shard),
+        ("score", judge, "score what is made and has no scores yet", add_workers, add_shard, add_judge),
         ("aggregate", tabulate, "make table and report from all scores", add_examples),
         ("report", page, "write the HTML report again", add_examples),
     ):

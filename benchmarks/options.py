@@ -66,6 +66,20 @@ def add_workers(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that score (default: this one)")
 
 
+def add_judge(parser: ArgumentParser) -> None:
+    """Options of who judges outputs, and how."""
+    add = parser.add_argument_group("judge").add_argument
+    add("--judge-url", help="root of an OpenAI-compatible interface, e.g. http://localhost:8000/v1")
+    add("--judge-model", help="name of the model there, with its date")
+    add("--judge-revision", default="", help="what pins a model whose name has no date")
+    add("--judge-key-env", metavar="NAME", help="environment variable that holds the key (default: no key is sent)")
+    add("--judge-local", type=Path, metavar="FOLDER", help="a Qwen2.5-VL on this machine instead")
+    add("--repeats", type=int, default=1, help="how often each question is asked (default: %(default)s)")
+    text = "whether scores above the one that caps them are lowered, where the rubric has such a rule (default: off)"
+    add("--cap", choices=("off", "enforce"), help=text)
+    add("--rubric", type=Path, metavar="FILE", help="JSON of other texts for the judge (default: our own)")
+
+
 def add_examples(parser: ArgumentParser) -> None:
     """The option of items that the report shows."""
     parser.add_argument("--examples", type=int, default=24, help="items that the report shows (default: %(default)s)")

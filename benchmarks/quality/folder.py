@@ -1,6 +1,7 @@
 """The folder of a benchmark run: manifest, outputs, and what each stage says about each item.
 
-``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``, ``table.md``, ``table.csv``.
+``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``, ``table.md``, ``table.csv``;
+where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
 Parts that several processes make side by side keep lists of their own, ``gen.0of4.jsonl``, and are read as one.
 """
 
@@ -20,7 +21,7 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
+MANIFEST, SUMMARY, JUDGE = "manifest.json", "summary.json", "judge/settings.json"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,14 @@ class RunFolder:
             ConfigError: The folder holds no run.
         """
         return self._read(MANIFEST, "`bernini bench generate` starts one")
+
+    def judge(self) -> dict[str, Any] | None:
+        """Who judged the outputs: ``column``, ``scores`` and ``settings``; none if nobody did."""
+        path = self.root / JUDGE
+        if not path.is_file():
+            return None
+        told: dict[str, Any] = json.loads(path.read_text())
+        return told
 
     def summary(self) -> dict[str, Any]:
         """The summary.

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.quality.bootstrap import estimate, mean_of
+from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals.records import SHARE, Range
 from bernini.conversation import Conversation
 
@@ -163,6 +164,10 @@ class Benchmark(ABC):
                 if asked:
                     cells.append(cell(task, metric, found, len(asked), self.ranges.get(metric, SHARE)))
         return cells
+
+    def tallies(self, items: Sequence[Item]) -> Sequence[Tally]:
+        """Official figures of the items, if there are such."""
+        return ()
 
     def _plain(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))

@@ -9,13 +9,15 @@ from typing import Any
 from benchmarks.quality.folder import SUMMARY, Row, RunFolder
 from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable
 from benchmarks.quality.tables import write_tables
+from benchmarks.quality.tallying import tally
 from benchmarks.quality.totals.records import SHARE
 from bernini.files import replacing
 
 
 def aggregate(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder) -> dict[str, Any]:
     """Make the table of everything that has been scored, and write it down; gives the summary."""
-    scored = benchmark.measured()
+    judge = folder.judge()
+    scored = (*benchmark.measured(), *(judge["scores"] if judge else ()))
     cells = benchmark.aggregate(asked(items, scored), folder.values(scored))
     summary = summarise(benchmark, items, scored, cells, folder)
     write_summary(folder, summary)
@@ -50,6 +52,8 @@ def summarise(
         "cells": [c._asdict() for c in cells],
         "failures": failures(asked(items, scored), scored, folder),
         "missing": missing(benchmark, items, scored),
+        "totals": tally(benchmark.tallies(items), folder.values(scored), len(items) == run["items"]["of"]),
+        "judge": folder.judge(),
         "run": run,
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.beside import printed, totals
 from benchmarks.quality.folder import RunFolder
 from benchmarks.quality.interface import Benchmark, Item, subset
 from bernini.errors import ConfigError
@@ -60,7 +61,13 @@ def head_and_body(summary: dict[str, Any], root: Path) -> tuple[list[str], list[
         of, missing = max(c["of"] for c in cells.values()), max(c["of"] - c["n"] for c in cells.values())
         figures = [_told(cells[m], _is_share(summary, m)) if m in cells else "" for m in metrics]
         body.append([name, modes.get(name, ""), f"{of - missing} of {of}" if missing else str(of), *figures])
-    return ["task", "guidance", "items", *(metric.replace("_", " ") for metric in metrics)], body
+    return ["task", "guidance", "items", *(_column(summary, metric) for metric in metrics)], body
+
+
+def _column(summary: dict[str, Any], metric: str) -> str:
+    judge = summary["judge"]
+    shown = metric.replace("_", " ")
+    return f"{shown} ({judge['column']})" if judge and metric in judge["scores"] else shown
 
 
 def _is_share(summary: dict[str, Any], metric: str) -> bool:
@@ -91,6 +98,8 @@ def write_tables(root: Path, summary: dict[str, Any]) -> None:
     head, body = head_and_body(summary, root)
     settings = f"Sampling: `{json.dumps(summary['run'].get('sampling', {}))}`"
     parts = [f"{headline(summary)}. {legend(summary)}", markdown(head, body)]
+    for one in totals(summary):
+        parts += [f"{one.title}. {one.note}".strip(), *([markdown(one.head, one.body)] if one.body else [])]
     if summary["missing"]:
         parts += [NOT_SCORED, markdown(LACKING, lacking(summary))]
     with replacing(root / "table.md") as temporary:
@@ -100,6 +109,14 @@ def write_tables(root: Path, summary: dict[str, Any]) -> None:
     writer.writerow(["row", "metric", "value", "low", "high", "n", "of"])
     for name, cells in rows_of(summary, root):
         writer.writerows([name, *(c[k] for k in ("metric", "value", "low", "high", "n", "of"))] for c in cells.values())
+    for total in summary["totals"]:
+        ours = ([figure["figure"], figure["value"], "", "", figure["n"], figure["n"]] for figure in total["figures"])
+        writer.writerows([total["title"], *row] for row in ours)
+        names = {figure["figure"] for figure in total["figures"]}
+        for table in printed(total) if names else ():
+            for name, row in table.rows.items():
+                figures = ((column, figure) for column, figure in row.items() if column in names and figure is not None)
+                writer.writerows([f"{table.title}, {name}", *pair, "", "", "", ""] for pair in figures)
     with replacing(root / "table.csv") as temporary:
         temporary.write_text(file.getvalue())
 
@@ -158,6 +175,7 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
     head, body = head_and_body(summary, folder.root)
     told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
     tables = [Table("Scores", head, body, f"{legend(summary)} {told[0].upper()}{told[1:]}.")]
+    tables += [Table(table.title, table.head, table.body, table.note) for table in totals(summary)]
     if summary["missing"]:
         tables.append(Table("Not scored in this run", LACKING, lacking(summary)))
     if summary["failures"]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.quality.judging.forms import Form, Integers, JsonIntegers, Labelled, Letter, Unreadable, YesNo
+from benchmarks.quality.judging.forms import Form, Integers, JsonIntegers, Labelled, Letter, Lines, Unreadable, YesNo
 from bernini.errors import ConfigError
 
 ONE = Integers(("quality",), 1, 5)
@@ -159,3 +159,24 @@ def test_a_judge_that_fills_in_what_the_reminder_shows_is_read(form: Form, begin
 def test_forms_without_a_meaning_are_refused(make: object) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Why: it is so.\nPrompt Compliance: 5\n**Seamlessness**: **3**", {"first": 5, "second": 3}),
+        ("a: 1\nb: 2.", {"first": 1, "second": 2}),
+        ("a: 1\nb: 2\nc: 3", "3 lines end"),
+        ("5\n4", "no lines end"),
+        ("a: 5/5\nb: 4", "1 lines end"),
+        ("a: 1\nb: 6", "6 is not from 1 to 5"),
+        (": 1\n: 2", "no lines end"),
+    ],
+)
+def test_lines_are_read_in_their_order(text: str, told: dict[str, float] | str) -> None:
+    form = Lines(("first", "second"), 1, 5)
+    if isinstance(told, dict):
+        assert form.read(text) == told
+    else:
+        with pytest.raises(Unreadable, match=told):
+            form.read(text)

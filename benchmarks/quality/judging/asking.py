@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.quality.folder import reason
 from benchmarks.quality.judging.answers import Answers
@@ -59,13 +60,23 @@ def ask(
             progress(done)
     finally:
         pool.shutdown(cancel_futures=True)
-    versions = sorted({question.version for question in questions})
-    settings = {"name": judge.name, "judge": dict(judge.identity()), "versions": versions, "repeats": repeats}
     verdicts = [verdict for future in asked for verdict in future.result()]
     if len(models := {said.model for verdict in verdicts for said in verdict.said}) > 1:
         told = ", ".join(sorted(model or "one without a name" for model in models))
         warnings.warn(f"the server answered as several models, whose scores stand together: {told}", stacklevel=2)
-    return Judged(verdicts, settings, cap)
+    versions = sorted({question.version for question in questions})
+    return Judged(verdicts, settings(judge, versions, repeats), cap)
+
+
+def settings(judge: Judge, versions: Sequence[str], repeats: int) -> dict[str, Any]:
+    """What decides the scores of a judge's answers, plain JSON.
+
+    Args:
+        judge: Who answers.
+        versions: Of all questions, each one once, in order.
+        repeats: How often each question is asked.
+    """
+    return {"name": judge.name, "judge": dict(judge.identity()), "versions": list(versions), "repeats": repeats}
 
 
 @dataclass

@@ -134,6 +134,38 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """As many lines ``anything: 4`` as there are scores, in their order; other lines may say anything else.
+
+    Attributes:
+        names: A score for each.
+        low: Least.
+        high: Largest.
+    """
+
+    names: tuple[str, ...]
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _check(self.names, self.low, self.high)
+
+    @property
+    def reminder(self) -> str:
+        """What is said to a judge that answered in another form."""
+        number = f"a whole number from {self.low} to {self.high}"
+        return f"Please answer with exactly {len(self.names)} lines, each a label, a colon and {number}."
+
+    def read(self, text: str) -> dict[str, float]:
+        """See `Form`."""
+        ends = (line.rpartition(":") for line in _said(text).splitlines())
+        numbers = [_bare(end) for label, _, end in ends if label.strip() and re.fullmatch(_NUMBER, _bare(end))]
+        if len(numbers) != len(self.names):
+            raise Unreadable(f"{len(numbers) or 'no'} lines end with a colon and a whole number")
+        return _ranged(self.names, [int(number) for number in numbers], self.low, self.high)
+
+
+@dataclass(frozen=True)
 class JsonIntegers:
     """A JSON object, maybe in a fence of Markdown; keys that are not asked for may hold anything.
 

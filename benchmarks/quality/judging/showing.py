@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,14 @@ class Shown:
     """An image, or frames of a clip, still to be read.
 
     Attributes:
-        source: File, or pixels ``[3, T, H, W]`` uint8.
+        source: File, pixels ``[3, T, H, W]`` uint8, or what gives them when they are shown.
         indices: Numbers of the frames, in the order in which they are shown; an image has frame 0 alone.
         fps: Frames per second at which the *picked* frames follow each other. A judge that reads clips is then shown
             one; 0 makes pictures of them that stand by themselves.
         encoding: How they are sent.
     """
 
-    source: str | Path | Tensor
+    source: str | Path | Tensor | Callable[[], Tensor]
     indices: tuple[int, ...] = (0,)
     fps: float = 0.0
     encoding: Encoding = Encoding()
@@ -101,7 +101,8 @@ class Shown:
         Raises:
             DataError: The file is missing or damaged, or has fewer frames than are asked for.
         """
-        frames = _read(self.source, self.indices)
+        source = self.source() if callable(self.source) else self.source
+        frames = _read(source, self.indices)
         return Seen(tuple(map(self.encoding.encode, frames)), self.encoding.kind, self.fps)
 
 

@@ -15,6 +15,7 @@ from benchmarks.quality.official.needs import Need, Needs, inventory
 from benchmarks.quality.official.reading import read_rewriting
 from benchmarks.quality.official.sizing import clip_like, picture_like
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.totals.records import Facts
 from bernini.conversation import Conversation, Media, Message
 from bernini.errors import BerniniError, ConfigError, DataError
 from bernini.inputs import ask, read
@@ -256,3 +257,8 @@ class Sourced(OfficialBenchmark):
 
     max_edge: int = 848
     min_edge: int = 240
+
+
+def facts(items: Sequence[Item]) -> dict[str, Facts]:
+    """What totals have to know of items, by their ids."""
+    return {item.id: Facts(item.metrics, item.category, item.expect.frames) for item in items}

@@ -1,6 +1,6 @@
 """GEdit-Bench: edits of images that users asked for, in English and Chinese."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from benchmarks.quality.interface import Expectation, Item
-from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.official.base import Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, checked, refuse
 from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.sizing import picture_like
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import gedit
+from benchmarks.quality.totals.records import Range
 from bernini.errors import ConfigError, DataError
 from bernini.media import read_image
 
@@ -76,6 +79,7 @@ class GEdit(Sourced):
         "naturalness": "the image looks natural, 0 to 10",
         "artefacts": "it has no artefacts, 0 to 10",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(0, 10))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4.1-2025-04-14", answers=2),))
 
     root: str = "data/GEdit-Bench"
@@ -109,6 +113,12 @@ class GEdit(Sourced):
                             "intersection": bool(row["Intersection_exist"]),
                         },
                     )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """The three figures and their groups, each language by itself."""
+        languages = dict.fromkeys(item.id.partition("-")[0] for item in items)
+        own = {one: [item for item in items if item.id.startswith(f"{one}-")] for one in languages}
+        return [Tally(f"GEdit-Bench, {one}", facts(some), gedit.totals) for one, some in own.items()]
 
     def followed(self, draft: Draft) -> str:
         """File and row of the source."""

@@ -1,16 +1,22 @@
 """OpenVE-Bench: instructed edits of clips, scored by a judge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, checked, read_csv, refuse
 from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import openve
+from benchmarks.quality.totals.catalogue import RULES
+from benchmarks.quality.totals.records import Range
 
 FILE, ENTRIES = "benchmark_videos.csv", 431
 TYPES = (
@@ -53,6 +59,7 @@ class OpenVE(Clips, Sourced):
         "consistency": "what was not asked for and details stay, 1 to 5",
         "visual_quality": "the clip looks good and is stable, 1 to 5",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(1, 5))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gemini-2.5-pro"),))
 
     root: str = "data/OpenVE-Bench"
@@ -86,3 +93,10 @@ class OpenVE(Clips, Sourced):
                     category=kind,
                     videos=(f"videos/{video.name}",),
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Overall score and types; printed tables are of five, six or eight types."""
+        named = f"openve {len(self.types)} types"
+        printed = named in RULES and openve.overall(self.types) == f"overall ({len(self.types)} types)"
+        compute = partial(openve.totals, types=self.types)
+        return [Tally("OpenVE-Bench", facts(items), compute, named if printed else "")]

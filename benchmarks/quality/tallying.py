@@ -1,0 +1,53 @@
+"""Official figures of a run: from all its scores or not at all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.quality.totals.records import Facts, Records, Totals
+from bernini.errors import DataError
+
+
+class Tally(NamedTuple):
+    """Figures over some items of a benchmark.
+
+    Attributes:
+        title: What they are of.
+        facts: The items, and the scores that each of them has to have.
+        compute: The figures, from the scores; raises DataError where one is missing.
+        published: Name that printed tables of the same figures have in the catalogue; empty where there are none.
+    """
+
+    title: str
+    facts: Mapping[str, Facts]
+    compute: Callable[[Records, Mapping[str, Facts]], Totals]
+    published: str = ""
+
+
+def tally(tallies: Sequence[Tally], values: Mapping[tuple[str, str], float], whole: bool) -> list[dict[str, Any]]:
+    """What a summary says of official figures.
+
+    Args:
+        tallies: What there is to compute.
+        values: Score by item id and name.
+        whole: Whether the run has all items of the benchmark.
+
+    Returns:
+        For each: ``title``, ``published``, ``figures``, a list of ``figure``, ``value`` and ``n``, and ``why``,
+        which is empty unless there are none.
+    """
+    found = []
+    for one in tallies:
+        records = {
+            item: {name: values[item, name] for name in fact.scores if (item, name) in values}
+            for item, fact in one.facts.items()
+        }
+        figures: Totals = {}
+        why = "" if whole else "the run is of a part of the items"
+        if whole:
+            try:
+                figures = one.compute(records, one.facts)
+            except DataError as error:
+                why = error.what
+        rows = [{"figure": name, "value": figure.value, "n": figure.n} for name, figure in figures.items()]
+        found.append({"title": one.title, "published": one.published, "figures": rows, "why": why})
+    return found
