@@ -157,7 +157,8 @@ class RunFolder:
         Raises:
             ConfigError: The folder holds no run.
         """
-        return self._read(MANIFEST, "`bernini bench generate` starts one")
+        # Folders that were made before benchmarks had data elsewhere do not tell where they lie.
+        return {"located": {}, **self._read(MANIFEST, "`bernini bench generate` starts one")}
 
     def judge(self) -> dict[str, Any] | None:
         """Who judged the outputs: ``column``, ``scores`` and ``settings``; none if nobody did."""

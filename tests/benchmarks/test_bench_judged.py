@@ -283,6 +283,10 @@ def test_a_cap_where_there_is_none_and_a_benchmark_without_questions_are_refused
     out = copied(made, "gedit", tmp_path)
     assert judged(out, server, "--cap", "off") == 78
     assert "caps no score" in capsys.readouterr().err
+    toy = ["--tasks", "t2i", "--per-task", "1", "--size", "32", "--steps", "1", "--device", "cpu"]
+    assert main(["bench", "generate", "toy", "--model", str(TOY), "--out", str(tmp_path / "toy"), *toy]) == 0
+    assert judged(tmp_path / "toy", server) == 78
+    assert "no judge can be asked about toy" in capsys.readouterr().err and server.asked == []
 
 
 def test_the_table_of_figures_holds_official_ones(made: Path, server: Server, tmp_path: Path) -> None:

@@ -206,3 +206,14 @@ def test_shards_are_the_whole(count: int, shards: int) -> None:
     assert sorted(n for part in parts for n in part) == list(range(count))
     with pytest.raises(ConfigError, match="no shard"):
         Shard(shards, shards)
+
+
+def test_a_folder_of_before_is_gone_on_with(tmp_path: Path) -> None:
+    """Manifests did not always tell where data lie; what they compare is the same."""
+    folder, identity = RunFolder(tmp_path / "run"), describe(BENCHMARK, ITEMS, len(ITEMS))
+    folder.start(identity, {})
+    told = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    del told["located"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(told))
+    folder.start(identity, {}, BENCHMARK.located())
+    assert folder.manifest()["located"] == {}

@@ -1,7 +1,7 @@
 """OpenVE-Bench: a clip before and after an edit, three scores from 1 to 5.
 
 The official judge is sent both files. Chat endpoints take pictures, so that here both are shown as the same sixteen
-moments. The official rubric is not ours to copy; ours asks for the same three things.
+moments. The rubric is in our own words, and asks for the same three things as the official one.
 """
 
 from pathlib import Path
