@@ -84,7 +84,8 @@ def _told(cell: dict[str, Any], share: bool) -> str:
 def headline(summary: dict[str, Any]) -> str:
     """What the figures are of, and whether they may be compared with others."""
     name, share = summary["benchmark"]["name"], f"{summary['items']} of {summary['of']} items"
-    text = f"{name}, version {summary['benchmark']['version']}, {share}, coverage {100 * summary['coverage']:.2f} %"
+    scored = f"coverage {100 * summary['coverage']:.2f} %" if summary["cells"] else "nothing scored"
+    text = f"{name}, version {summary['benchmark']['version']}, {share}, {scored}"
     return text + ("" if summary["comparable"] else "; not comparable with full runs")
 
 
@@ -97,7 +98,7 @@ def write_tables(root: Path, summary: dict[str, Any]) -> None:
     """Write ``table.md`` and ``table.csv``."""
     head, body = head_and_body(summary, root)
     settings = f"Sampling: `{json.dumps(summary['run'].get('sampling', {}))}`"
-    parts = [f"{headline(summary)}. {legend(summary)}", markdown(head, body)]
+    parts = [f"{headline(summary)}. {legend(summary)}", markdown(head, body)] if body else [f"{headline(summary)}."]
     for one in totals(summary):
         parts += [f"{one.title}. {one.note}".strip(), *([markdown(one.head, one.body)] if one.body else [])]
     if summary["missing"]:
@@ -174,7 +175,7 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
         cases.append(Case(f"{item.task} · {item.id}", item.prompt, clips, scores))
     head, body = head_and_body(summary, folder.root)
     told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
-    tables = [Table("Scores", head, body, f"{legend(summary)} {told[0].upper()}{told[1:]}.")]
+    tables = [Table("Scores", head, body, f"{legend(summary)} {told[0].upper()}{told[1:]}.")] if body else []
     tables += [Table(table.title, table.head, table.body, table.note) for table in totals(summary)]
     if summary["missing"]:
         tables.append(Table("Not scored in this run", LACKING, lacking(summary)))

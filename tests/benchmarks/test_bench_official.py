@@ -95,6 +95,8 @@ def test_an_output_that_is_missing_is_told_where_nothing_is_scored(
     assert main(["bench", "aggregate", str(out), "--examples", "0"]) == 1
     assert "47 of 53 items lack scores" in capsys.readouterr().err
     assert summary(out)["failures"][0]["why"] == "not generated yet"
+    table = (out / "table.md").read_text()
+    assert "53 of 53 items, nothing scored; not comparable" in table and "| task |" not in table
 
 
 def test_a_lone_low_noise_expert_does_not_start_from_a_blank_target(
