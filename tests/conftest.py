@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from bernini.renderer.experts import Architecture
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+
+# No test is timed: another job on the machine would make it fail.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,21 @@ def stopwatch() -> Callable[[str], None]:
         print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True)
 
     return say
+
+
+def add_timing(parser: ArgumentParser) -> None:
+    """Add the options of commands that time short calls: ``--rounds``, ``--repeats``, ``--warmup``, and those below."""
+    parser.add_argument("--rounds", type=int, default=10, help="times of each (default: 10)")
+    parser.add_argument("--repeats", type=int, default=10, help="calls of which one time is taken (default: 10)")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each (default: 3)")
+    add_shared(parser)
+
+
+def add_shared(parser: ArgumentParser) -> None:
+    """Add the options of commands that compile and write: ``--backend``, ``--device``, ``--json``."""
+    parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
 
 
 def open_device(name: str, small: str) -> torch.device:

@@ -29,9 +29,8 @@ VARIANTS: dict[str, Callable[[nn.Module], AbstractContextManager]] = {
     "reference": lambda _: patch.dict(os.environ, {VARIABLE: "reference"}),
     "compiled": lambda _: patch.dict(os.environ, {VARIABLE: "compiled"}),
     "outputs": lambda model: patch.object(model, "rope_saves", "outputs"),
-    "pointwise": lambda model: patch.object(model, "compile_pointwise", True),
 }
-"""Other ways for ours to compute the same: rotation by another kernel, or saving outputs; pointwise work compiled."""
+"""Other ways for ours to compute the same: rotation by another kernel, or saving outputs."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +196,7 @@ def contestants(
         rivals.append(_ours("ours compiled", problem, weights, compiler))
     if default_attention:
         rivals.append(_stock("stock default attention", problem, "native", weights))
-    # Blocks that are compiled whole have their pointwise work compiled.
-    whole = [(rival, rival.name == "ours compiled") for rival in rivals if rival.ours]
-    varied = [
-        rival.varied(name) for name in variants for rival, compiled in whole if not (compiled and name == "pointwise")
-    ]
-    return rivals + varied
+    return rivals + [rival.varied(name) for name in variants for rival in rivals if rival.ours]
 
 
 def stock_reference(problem: Problem, weights: Mapping[str, Tensor]) -> Tensor:

@@ -8,16 +8,16 @@ read and written once, at the bandwidth of a copy in the same run.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.quality.environment import environment
-from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
+from benchmarks.speed.command import add_timing, open_device, refuse_below_one, run_command, stopwatch, write_json
 from benchmarks.speed.protocol import Timing, ceilings, clocks, interleave, noise, relative_error
-from bernini.renderer.pointwise import EAGER, Pointwise
+from bernini.renderer.pointwise import gated_residual, modulated_norm
 
 EPS = 1e-6
 SHAPES = {"14b-32760": (32_760, 5120), "1.3b-32760": (32_760, 1536), "tiny": (48, 32)}
@@ -26,6 +26,8 @@ SHAPES = {"14b-32760": (32_760, 5120), "1.3b-32760": (32_760, 1536), "tiny": (48
 SLACK = 1.02
 
 Function = Callable[..., Tensor]
+Way = Callable[[Function], Function]
+"""What is made of a function before it is called: nothing, or a compiled one."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Task:
 
     Attributes:
         name: For the table.
-        call: Of a set of functions and the arguments.
+        function: The renderer's, of the arguments.
         exact: The same in float64.
         rows: Arguments ``[tokens, dim]``.
         modulation: Arguments ``[dim]``, fp32.
@@ -43,21 +45,21 @@ class Task:
     """
 
     name: str
-    call: Callable[[Pointwise], Function]
+    function: Function
     exact: Function
     rows: tuple[Tensor, ...]
     modulation: tuple[Tensor, ...]
     grad: Tensor
     passes: tuple[int, int]
 
-    def forward(self, way: Pointwise) -> Callable[[], object]:
+    def forward(self, way: Way) -> Callable[[], object]:
         """A call."""
-        function, arguments = self.call(way), (*self.rows, *self.modulation)
+        function, arguments = way(self.function), (*self.rows, *self.modulation)
         return lambda: function(*arguments)
 
-    def both(self, way: Pointwise) -> Callable[[], list[Tensor]]:
+    def both(self, way: Way) -> Callable[[], list[Tensor]]:
         """A call and its backward pass, modulation included."""
-        return self._both(self.call(way), (*self.rows, *self.modulation), self.grad)
+        return self._both(way(self.function), (*self.rows, *self.modulation), self.grad)
 
     def truth(self) -> list[Tensor]:
         """Result and gradients in float64."""
@@ -74,6 +76,11 @@ class Task:
         return call
 
 
+def as_it_is(function: Function) -> Function:
+    """The function itself."""
+    return function
+
+
 def tasks(tokens: int, dim: int, device: torch.device) -> list[Task]:
     """Both functions on random rows."""
     x, y, grad = torch.randn(3, tokens, dim, device=device).bfloat16()
@@ -83,18 +90,16 @@ def tasks(tokens: int, dim: int, device: torch.device) -> list[Task]:
         centred = x - x.mean(1, keepdim=True)
         return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + EPS) * (1 + scale) + shift
 
-    def modulated(way: Pointwise) -> Function:
-        return lambda x, scale, shift: way.modulated_norm(x, scale, shift, EPS)
+    def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return modulated_norm(x, scale, shift, EPS)
 
     return [
         Task("modulated norm", modulated, norm, (x,), (scale, shift), grad, (2, 3)),
-        Task(
-            "gated residual", lambda way: way.gated_residual, lambda x, y, g: x + y * g, (x, y), (gate,), grad, (3, 4)
-        ),
+        Task("gated residual", gated_residual, lambda x, y, g: x + y * g, (x, y), (gate,), grad, (3, 4)),
     ]
 
 
-def check(task: Task, ways: dict[str, Pointwise]) -> dict[str, float]:
+def check(task: Task, ways: dict[str, Way]) -> dict[str, float]:
     """Compare with float64.
 
     Returns:
@@ -115,7 +120,7 @@ def check(task: Task, ways: dict[str, Pointwise]) -> dict[str, float]:
 def measure(name: str, args: argparse.Namespace, device: torch.device, copy: float) -> dict[str, Any]:
     """Check both functions on one shape, then time them, each eager and compiled."""
     torch.compiler.reset()  # each shape is compiled for itself
-    ways = {"eager": EAGER, "compiled": EAGER.compiled(args.backend)}
+    ways: dict[str, Way] = {"eager": as_it_is, "compiled": partial(torch.compile, backend=args.backend)}
     every = tasks(*SHAPES[name], device)
     errors = {task.name: check(task, ways) for task in every}
     calls: dict[str, Callable[[], object]] = {}
@@ -123,9 +128,9 @@ def measure(name: str, args: argparse.Namespace, device: torch.device, copy: flo
     for task in every:
         forward, backward = (n * task.grad.nbytes / copy / 1e9 for n in task.passes)
         floors |= {f"{task.name}|forward": forward, f"{task.name}|both": forward + backward}
-        for way, functions in ways.items():
-            calls[f"{task.name}|forward|{way}"] = task.forward(functions)
-            calls[f"{task.name}|both|{way}"] = task.both(functions)
+        for way, make in ways.items():
+            calls[f"{task.name}|forward|{way}"] = task.forward(make)
+            calls[f"{task.name}|both|{way}"] = task.both(make)
     for call in calls.values():
         for _ in range(args.warmup):
             call()
@@ -180,12 +185,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     default = [name for name in SHAPES if name != "tiny"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=default, help="(default: all but tiny)")
-    parser.add_argument("--rounds", type=int, default=10, help="times of each (default: 10)")
-    parser.add_argument("--repeats", type=int, default=10, help="calls of which one time is taken (default: 10)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each (default: 3)")
-    parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    add_timing(parser)
     return parser.parse_args(arguments)
 
 

@@ -8,14 +8,13 @@ frames of 480 x 832 pixels, need some 60 GB of device memory and five minutes on
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 
 from benchmarks.quality.environment import environment
-from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
+from benchmarks.speed.command import add_shared, open_device, refuse_below_one, run_command, stopwatch, write_json
 from benchmarks.speed.contestants import VARIANTS, Contestant, Problem, contestants, stock_reference
 from benchmarks.speed.protocol import (
     PEAK_TFLOPS,
@@ -208,13 +207,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="also stock with torch's default attention")
     parser.add_argument(
         "--also", nargs="+", choices=VARIANTS, default=(), metavar="VARIANT",
-        help="ours with the rotation by the `reference` or the `compiled` kernel, saving its `outputs`, or with\n"
-        "`pointwise` work compiled in eager blocks",
+        help="ours with the rotation by the `reference` or the `compiled` kernel, or saving its `outputs`",
     )  # fmt: skip
-    parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="100 %% MFU (default: 989, an H100)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    add_shared(parser)
     return parser.parse_args(arguments)
 
 

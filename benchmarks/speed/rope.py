@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.environment import environment
-from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
+from benchmarks.speed.command import add_timing, open_device, refuse_below_one, run_command, stopwatch, write_json
 from benchmarks.speed.protocol import Sample, Timing, ceilings, clocks, interleave, noise, relative_error
 from bernini.rope.op import Segments, choose_kernel, prepare_segments, sa3d_qk_norm_rope
 from bernini.rope.reference import rotate, sa3d_angles
@@ -282,12 +281,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     default = [name for name in SHAPES if name != "tiny"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=default, help="(default: all but tiny)")
-    parser.add_argument("--rounds", type=int, default=10, help="times of each (default: 10)")
-    parser.add_argument("--repeats", type=int, default=10, help="calls of which one time is taken (default: 10)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each (default: 3)")
-    parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    add_timing(parser)
     return parser.parse_args(arguments)
 
 

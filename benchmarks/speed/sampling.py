@@ -12,13 +12,12 @@ The defaults, one expert of Wan 2.2 A14B in bf16 with random weights and 32,760 
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.quality.environment import environment
-from benchmarks.speed.command import open_device, refuse_below_one, run_command, stopwatch, write_json
+from benchmarks.speed.command import add_shared, open_device, refuse_below_one, run_command, stopwatch, write_json
 from benchmarks.speed.protocol import PEAK_TFLOPS, ceilings, clocks
 from benchmarks.speed.renderer import MODELS
 from benchmarks.speed.sampling_step import SamplingProblem, facts, measure
@@ -86,10 +85,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="timed runs of each (default: 2)")
     parser.add_argument("--warmup", type=int, default=1, help="untimed runs of each (default: 1)")
     parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
-    parser.add_argument("--backend", default="inductor", help="what torch.compile compiles with (default: inductor)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="100 %% MFU (default: 989, an H100)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    add_shared(parser)
     return parser.parse_args(arguments)
 
 

@@ -1,9 +1,5 @@
-"""What a block does between its matrix products and attention, in fp32 inside, as functions that fuse when compiled."""
+"""What a block does between its matrix products and attention, in fp32 inside."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,22 +45,3 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         ``[tokens, dim]`` in the dtype of ``x``.
     """
     return (x + y * gate).to(x.dtype)
-
-
-class Pointwise(NamedTuple):
-    """The functions of this file, as they are or compiled."""
-
-    modulated_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    def compiled(self, backend: str = "inductor") -> "Pointwise":
-        """Each as one graph, compiled when it is first called.
-
-        Args:
-            backend: What ``torch.compile`` compiles with.
-        """
-        return Pointwise(*(torch.compile(one, backend=backend) for one in self))
-
-
-EAGER = Pointwise(modulated_norm, gated_residual)
-COMPILED = EAGER.compiled()

@@ -16,13 +16,12 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
-from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 
 from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
-from bernini.renderer.pointwise import COMPILED, EAGER, Pointwise, spread
+from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 
@@ -51,12 +50,10 @@ class Ways:
     Attributes:
         attention: Resolved attention backend.
         saves: What the rotation of queries and keys keeps for the backward pass.
-        pointwise: Modulation and gates.
     """
 
     attention: str
     saves: Saves
-    pointwise: Pointwise
 
 
 class PackedBlock(WanTransformerBlock):
@@ -92,15 +89,15 @@ class PackedBlock(WanTransformerBlock):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (spread(row, sample_index) for row in table)
 
         eps = self.norm1.eps  # all norms of a block share it
-        y = ways.pointwise.modulated_norm(x, scale, shift, eps)
+        y = modulated_norm(x, scale, shift, eps)
         y = self._self_attention(y, segments, self_lengths, ways)
-        x = ways.pointwise.gated_residual(x, y, gate)
+        x = gated_residual(x, y, gate)
 
         y = self.norm2(x.float()).to(x.dtype)
         x = x + self._cross_attention(y, context, cross_lengths, ways.attention)
 
-        y = ways.pointwise.modulated_norm(x, ffn_scale, ffn_shift, eps)
-        return ways.pointwise.gated_residual(x, self.ffn(y), ffn_gate)
+        y = modulated_norm(x, ffn_scale, ffn_shift, eps)
+        return gated_residual(x, self.ffn(y), ffn_gate)
 
     def _self_attention(self, y: Tensor, segments: Segments, lengths: Lengths | None, ways: Ways) -> Tensor:
         attn: WanAttention = self.attn1
@@ -151,15 +148,12 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     Attributes:
         attention: Attention backend, ``auto`` unless set.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass.
-        compile_pointwise: Compile what is between matrix products and attention on CUDA, where blocks are not compiled
-            whole, which does that too.
     """
 
     _repeated_blocks = ["PackedBlock"]  # noqa: RUF012
     _no_split_modules = ["PackedBlock"]  # noqa: RUF012
     attention: AttentionBackend = "auto"
     rope_saves: Saves = "inputs"
-    compile_pointwise: bool = False
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, segment_encoding: SegmentEncoding = "sa3d", **kwargs: Any) -> None:
@@ -235,9 +229,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             segments, contexts, cross_lengths = kept.segments, kept.keys_values, kept.cross_lengths
 
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        pointwise = COMPILED if self.compile_pointwise and x.is_cuda and has_triton() else EAGER
         attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
-        ways = Ways(attention, self.rope_saves, pointwise)
+        ways = Ways(attention, self.rope_saves)
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         for block, own in zip(self.blocks, contexts, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -247,7 +240,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         shift, scale = spread(shift, sample_index), spread(scale, sample_index)
-        return self.proj_out(pointwise.modulated_norm(x, scale, shift, self.norm_out.eps))
+        return self.proj_out(modulated_norm(x, scale, shift, self.norm_out.eps))
 
     def to_json_string(self) -> str:
         """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""

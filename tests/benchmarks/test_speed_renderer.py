@@ -75,21 +75,21 @@ def test_variants_of_ours_share_its_weights_and_compute_the_same(problem, monkey
     monkeypatch.delenv("BERNINI_ROPE", raising=False)
     # Not the compiled kernel, which on a CPU takes a C++ compiler.
     small = "--device cpu --model tiny --grid 2 4 4 --text-rows 8 --steps 2 --forwards 2 --warmup 1 --backend aot_eager"
-    rows = main([*small.split(), "--also", "reference", "outputs", "pointwise"])["contestants"]
-    ours = {"ours eager", "ours eager, reference", "ours eager, outputs", "ours eager, pointwise"}
+    rows = main([*small.split(), "--also", "reference", "outputs"])["contestants"]
+    ours = {"ours eager", "ours eager, reference", "ours eager, outputs"}
     ours |= {"ours compiled", "ours compiled, reference", "ours compiled, outputs"}
     assert {name for name in rows if name.startswith("ours")} == ours
     rivals = {rival.name: rival for rival in contestants(problem, None, variants=VARIANTS)}
     eager = rivals.pop("ours eager")
     seen = []
     eager.model.register_forward_pre_hook(
-        lambda model, _: seen.append((os.environ.get("BERNINI_ROPE"), model.rope_saves, model.compile_pointwise))
+        lambda model, _: seen.append((os.environ.get("BERNINI_ROPE"), model.rope_saves))
     )
-    for name in ("reference", "outputs", "pointwise"):
+    for name in ("reference", "outputs"):
         assert rivals[f"ours eager, {name}"].model is eager.model
         assert torch.equal(rivals[f"ours eager, {name}"].infer(), eager.infer())
-    plain = (None, "inputs", False)
-    assert seen == [("reference", *plain[1:]), plain, (None, "outputs", False), plain, (None, "inputs", True), plain]
+    plain = (None, "inputs")
+    assert seen == [("reference", "inputs"), plain, (None, "outputs"), plain]
 
 
 def test_a_wrong_model_is_not_timed(problem):

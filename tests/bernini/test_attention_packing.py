@@ -29,7 +29,7 @@ conditions = st.lists(st.tuples(shapes, st.sampled_from([1.0, 2.0, 1 + 4 / 7])),
 samples = st.fixed_dictionaries(
     {"conditions": conditions, "target": shapes, "rows": st.integers(1, 5), "timestep": st.floats(0, 1000)}
 )
-few = settings(deadline=None, max_examples=12)
+few = settings(max_examples=12)
 
 
 def build(spec: dict, draw) -> PackedSample:
@@ -179,7 +179,6 @@ latents = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.
 patches = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2))
 
 
-@settings(deadline=None)
 @given(grid=latents, patch=patches)
 def test_patches_go_back_to_the_latent(grid, patch):
     channels, *cells = grid

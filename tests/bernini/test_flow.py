@@ -66,7 +66,7 @@ def test_mode_density_maps_uniform_draws_by_the_paper_formula():
     assert found[0].tolist() == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     task=st.sampled_from(sorted(TASKS)),
     expert=st.sampled_from(["high", "low", "single"]),

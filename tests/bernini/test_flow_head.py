@@ -116,7 +116,7 @@ def test_a_new_head_predicts_no_velocity_and_learns_from_its_last_layer(tokens):
     assert head.net.time_embed["mlp"][2].weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     txt=st.floats(-2, 6),
     img=st.floats(-2, 6),

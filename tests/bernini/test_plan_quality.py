@@ -89,7 +89,7 @@ def recall_by_hand(planned, true, grids, gallery, k):
     return sum(found) / len(found)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(count=st.integers(1, 12), gallery=st.integers(1, 6), k=st.integers(1, 5), seed=st.integers(0, 99))
 def test_retrieval_is_the_mean_over_all_galleries(count, gallery, k, seed) -> None:
     planned, true, grids = plans(count, noise=1.5, seed=seed)

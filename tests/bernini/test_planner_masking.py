@@ -69,7 +69,7 @@ def test_mask_of_a_small_sequence():
     assert torch.equal(visible(types, segments, sources="bidirectional"), expected.bool())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(layouts, attentions)
 def test_who_sees_whom(samples, attention):
     types, segments, sample = layout(*samples)
@@ -83,7 +83,7 @@ def test_who_sees_whom(samples, attention):
         assert torch.equal(seen[sample == n][:, sample == n], alone), "packing changes nothing inside a sample"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(layouts, attentions)
 def test_block_mask_is_the_same_rule(samples, attention):
     types, segments, sample = layout(*samples)

@@ -98,7 +98,7 @@ def test_nothing_is_fetched(clips: dict[str, Path], tmp_path: Path) -> None:
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_text_is_shown_as_it_is(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     hostile = f"{text}\"'><script>alert(1)</script></pre><img src=x onerror=alert(1)>&amp;"
     report = Report(

@@ -139,7 +139,7 @@ def grids(draw):
 source_ids = st.one_of(st.integers(0, 64).map(float), st.floats(0, 64, width=32))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(segments=st.lists(st.tuples(grids(), source_ids), min_size=1, max_size=3), dim=st.sampled_from([16, 128]))
 def test_rotation_is_that_of_complex_exponentials(segments, dim):
     rows = table(*((*grid, source_id) for grid, source_id in segments))
@@ -152,7 +152,7 @@ def test_rotation_is_that_of_complex_exponentials(segments, dim):
         assert np.abs(found.double().numpy() - part).max() < 1e-6 and found.dtype == torch.float32
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     position=st.tuples(st.integers(0, 1023), st.integers(0, 4), st.integers(0, 4)).flatmap(st.permutations).map(tuple),
     source_id=source_ids,
@@ -219,7 +219,7 @@ def test_op_rounds_the_norm_before_it_rotates(randn):
     assert torch.equal(found, rotate(normed, cos, sin).bfloat16())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     a=st.tuples(*[st.integers(0, 6)] * 3, st.floats(0, 5)),
     b=st.tuples(*[st.integers(0, 6)] * 3, st.floats(0, 5)),

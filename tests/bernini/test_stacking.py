@@ -1,7 +1,7 @@
 """Working on tensors of equal shapes together, which must not show in the results."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,6 @@ def draw(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-@settings(deadline=None)
 @given(SHAPES, st.none() | st.integers(1, 20))
 def test_the_result_is_that_of_row_by_row(shapes, at_once):
     left, right = draw(shapes), [x.flatten()[:2] for x in draw(shapes, 1)]

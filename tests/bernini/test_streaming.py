@@ -22,7 +22,7 @@ TENSORS = st.lists(st.tuples(SHAPES, st.sampled_from([*DTYPES.values(), torch.in
 @given(
     tensors=TENSORS, dtype=st.sampled_from([None, torch.float32, torch.bfloat16]), chunk=st.sampled_from([8, 64, 4096])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_values_are_those_that_torch_would_give(
     tensors: list[tuple[list[int], torch.dtype]], dtype: torch.dtype | None, chunk: int, tmp_path_factory
 ) -> None:

@@ -47,7 +47,7 @@ schedule = st.dictionaries(st.integers(0, 300), st.one_of(st.just(0.0), above_0)
 changing = st.builds(lambda weights, at, weight: {**weights, at: weight}, schedule, st.integers(0, 300), above_0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.one_of(above_0, changing), min_size=1, max_size=16))
 def test_any_weights_that_change_in_any_way(weights: list[Weight]) -> None:
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bernini.conversation import Conversation, Media, Message
@@ -196,7 +196,6 @@ def test_damaged_members(tmp_path, change, message, where):
     assert "shard-000000.tar" in error.value.where and where in error.value.where and error.value.fix
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_damage_to_headers_never_loses_samples_silently(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("shards")

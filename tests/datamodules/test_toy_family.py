@@ -102,7 +102,7 @@ def test_every_held_out_sample_is_seen_once_and_the_rest_is_padding() -> None:
 
 
 @given(start=st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_run_of_samples_holds_the_tasks_in_their_parts(start: int) -> None:
     world = ToyWorld({"t2i": 3.0, "r2i": 1.0, "i2i": 0.0}, **SMALL)
     found = Counter(world[start + i].task for i in range(40))
@@ -162,7 +162,6 @@ def test_every_word_of_the_toy_world_is_one_token(encoder: TextEncoder) -> None:
 
 
 @given(text=st.text(max_size=40))
-@settings(deadline=None)
 def test_any_text_can_be_spelled(encoder: TextEncoder, text: str) -> None:
     tokenizer = encoder.tokenizer
     for special in ("<pad>", "</s>", "<unk>"):

@@ -17,7 +17,7 @@ from datamodules.toyworld.edits import CHANGES, draw_scene, edit
 from datamodules.toyworld.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 
 FACTS = ("shape", "colour", "texture", "size", "place", "motion")
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def scenes_of(item):

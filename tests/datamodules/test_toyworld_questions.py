@@ -37,7 +37,7 @@ CHANGE = (  # one that names its thing and its value
 BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 splits = st.sampled_from(["train", "held_out"])
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 
 
 # -- a reader of the toy world's English, which knows nothing of how it is written ---------------------------------

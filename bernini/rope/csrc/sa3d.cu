@@ -100,14 +100,22 @@ __device__ inline float half_turns(float position, float high, float low, float&
   return product - 2.0f * rintf(0.5f * product);
 }
 
-// The last segment that does not start behind a token. All lanes of a warp have to call: they look at 32 segments at once.
+// The last segment that does not start behind a token. All lanes of a warp have to call: each looks at four segments at
+// once, so that up to 128 of them take one round of loads.
 __device__ inline int segment_of(const Layout& layout, int token) {
+  constexpr int looks = 4;
   const int lane = threadIdx.x % kWarp;
   int first = 0;
   for (int count = layout.count; count > 1;) {
-    const int step = (count + kWarp - 1) / kWarp, ahead = lane * step;
-    const bool begun = ahead < count && static_cast<int>(layout.segments[5 * (first + ahead)]) <= token;
-    const int behind = max(__popc(__ballot_sync(0xffffffffu, begun)) - 1, 0) * step;
+    const int step = (count + looks * kWarp - 1) / (looks * kWarp);
+    int begun = 0;
+#pragma unroll
+    for (int i = 0; i < looks; ++i) {
+      const int ahead = (i * kWarp + lane) * step;
+      const bool own = ahead < count && static_cast<int>(layout.segments[5 * (first + ahead)]) <= token;
+      begun += __popc(__ballot_sync(0xffffffffu, own));
+    }
+    const int behind = max(begun - 1, 0) * step;
     first += behind;
     count = min(step, count - behind);
   }
