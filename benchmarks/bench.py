@@ -178,7 +178,8 @@ def _ask(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, named: 
         raise ConfigError(f"the rubric of {benchmark.name} caps no score", where="--cap", fix="leave --cap out")
     cap = inquiry.cap and replace(inquiry.cap, rule=options.cap or "off")
     with _bar(f"judging {folder.root.name}", folder.shard, items) as progress:
-        judged = score_by_judge(inquiry, items, folder, named, repeats=options.repeats, cap=cap, progress=progress)
+        own, repeats = folder.shard.of(items), inquiry.repeats if options.repeats is None else options.repeats
+        judged = score_by_judge(inquiry, own, folder, named, repeats=repeats, cap=cap, progress=progress)
     n, of = judged.coverage()
     print(f"{judged.column}: {n} of {of} scores; answered by {', '.join(judged.served()) or 'nobody'}")
     for name, count in judged.violations().items():

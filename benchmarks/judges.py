@@ -38,7 +38,13 @@ def judge_of(options: Namespace) -> Judge | None:
 
         return LocalJudge(options.judge_local, device="cuda" if torch.cuda.is_available() else "cpu")
     if not any(remote):
-        asked = (options.judge_revision, options.judge_key_env, options.cap, options.rubric, options.repeats != 1)
+        asked = (
+            options.judge_revision,
+            options.judge_key_env,
+            options.cap,
+            options.rubric,
+            options.repeats is not None,
+        )
         if any(asked):
             raise ConfigError(
                 "no judge is named", why="options of a judge are", fix="add --judge-url and --judge-model"

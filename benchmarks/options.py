@@ -74,7 +74,7 @@ def add_judge(parser: ArgumentParser) -> None:
     add("--judge-revision", default="", help="what pins a model whose name has no date")
     add("--judge-key-env", metavar="NAME", help="environment variable that holds the key (default: no key is sent)")
     add("--judge-local", type=Path, metavar="FOLDER", help="a Qwen2.5-VL on this machine instead")
-    add("--repeats", type=int, default=1, help="how often each question is asked (default: %(default)s)")
+    add("--repeats", type=int, help="how often each question is asked (default: as the benchmark's protocol has it)")
     text = "whether scores above the one that caps them are lowered, where the rubric has such a rule (default: off)"
     add("--cap", choices=("off", "enforce"), help=text)
     add("--rubric", type=Path, metavar="FILE", help="JSON of other texts for the judge (default: our own)")

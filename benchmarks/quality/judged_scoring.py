@@ -26,16 +26,16 @@ def score_by_judge(
     cap: Cap | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Judged:
-    """Have the outputs of this shard judged, and note the scores, or why there are none.
+    """Have outputs judged, and note the scores, or why there are none.
 
     Args:
         inquiry: What is asked.
-        items: All items of the run.
+        items: The items whose outputs are asked about, one rank's or all.
         folder: Where outputs lie; answers and settings go to ``judge/``, scores to ``scores/``.
         judge: Who answers.
         repeats: How often each question is asked.
         cap: The cap rule, if the rubric has one.
-        progress: Called with the number of questions that are done.
+        progress: Called with the number of items that are done, or as many as the questions that are done amount to.
 
     Raises:
         ConfigError: The run's outputs were judged with other settings.
@@ -44,17 +44,22 @@ def score_by_judge(
     planned = Judged([], settings(judge, [inquiry.version], repeats), cap)
     start(folder, {"column": planned.column, "scores": list(inquiry.scores), "settings": planned.settings})
     questions: list[Question] = []
-    unasked = {}
-    for item in folder.shard.of(items):
+    unasked: list[tuple[Item, str]] = []
+    for item in items:
+        if set(inquiry.scores).isdisjoint(item.metrics):
+            continue
         try:
             questions += inquiry.questions(item, folder.output(inquiry.benchmark, item))
         except DataError as error:  # noted: the others can still be asked about
-            unasked[item.id] = reason(error)
+            unasked.append((item, reason(error)))
     answers = Answers(folder.root / Path(JUDGE).parent / "answers.jsonl")
-    judged = ask(judge, questions, answers, repeats=repeats, cap=cap, progress=progress)
+    part = len(items) / max(1, len(questions))
+    done = ask(judge, questions, answers, repeats=repeats, cap=cap, progress=lambda n: progress(round(n * part)))
+    judged = inquiry.settle(done)
     for score in inquiry.scores:
         known = folder.scores(score).rows()
-        rows = [*judged.rows(score), *({"id": one, "status": "failed", "failed": why} for one, why in unasked.items())]
+        failed = ({"id": i.id, "status": "failed", "failed": why} for i, why in unasked if score in i.metrics)
+        rows = [*judged.rows(score), *failed]
         if new := [row for row in rows if known.get(row["id"]) != row]:
             folder.scores(score).append(new)
     return judged

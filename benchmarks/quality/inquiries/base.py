@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from benchmarks.quality.interface import Item
-from benchmarks.quality.judging.judged import Cap
+from benchmarks.quality.judging.forms import Form
+from benchmarks.quality.judging.judged import Cap, Judged
 from benchmarks.quality.judging.question import Question
+from benchmarks.quality.judging.showing import Shown
 from benchmarks.quality.official.base import OfficialBenchmark
 from bernini.errors import ConfigError, DataError
 
 INSTRUCTION = "<instruction>"
-"""What stands in a rubric for what an item asks for."""
+"""What stands in a rubric for what an item asks for; other facts of an item stand in angle brackets, too."""
+FACT = re.compile("<([a-z_]+)>")
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,13 @@ class Rubric:
         """Whether it comes with the package."""
         return self.version.startswith("own-")
 
-    def text(self, key: str, instruction: str) -> str:
-        """One of the texts, with an instruction in its place."""
-        return self.texts[key].replace(INSTRUCTION, instruction)
+    def text(self, key: str, **facts: str) -> str:
+        """One of the texts, with facts of an item in their places, such as ``instruction``."""
+        return FACT.sub(lambda named: facts.get(named[1], named[0]), self.texts[key])
+
+    def named(self, key: str) -> set[str]:
+        """Facts that stand in one of the texts."""
+        return {found[0] for found in FACT.finditer(self.texts[key])}
 
 
 Kind = TypeVar("Kind", bound=OfficialBenchmark)
@@ -54,19 +62,23 @@ class Inquiry(ABC, Generic[Kind]):
         scores: Names of the scores that the questions give.
         own: The rubric that comes with the package.
         shown: Changes whenever what is shown does, or how.
-        instructed: Keys of texts that are nothing without the instruction.
         cap: The rule that the official rubric asks for, if there is one.
+        repeats: How often the official protocol asks each question.
     """
 
     scores: ClassVar[tuple[str, ...]]
     own: ClassVar[Rubric]
     shown: ClassVar[str]
-    instructed: ClassVar[tuple[str, ...]]
-    cap: ClassVar[Cap | None] = None
+    cap: Cap | None = None
+    repeats: ClassVar[int] = 1
 
     def __init__(self, benchmark: Kind, rubric: Path | None = None) -> None:
         self.benchmark = benchmark
-        self.rubric = self.own if rubric is None else read_rubric(rubric, tuple(self.own.texts), self.instructed)
+        self.rubric = self.own if rubric is None else read_rubric(rubric, self.own, self.text_keys())
+
+    def text_keys(self) -> Sequence[str]:
+        """Texts that the benchmark's settings make use of: here all."""
+        return tuple(self.own.texts)
 
     @property
     def version(self) -> str:
@@ -85,18 +97,43 @@ class Inquiry(ABC, Generic[Kind]):
             DataError: The item's source is damaged.
         """
 
+    def settle(self, judged: Judged) -> Judged:
+        """The benchmark's scores from those of its questions: here the same."""
+        return judged
 
-def read_rubric(path: Path, keys: tuple[str, ...], instructed: tuple[str, ...]) -> Rubric:
+    def question(
+        self, item: Item, content: Sequence[str | Shown], form: Form, *, part: str = "", system: str = ""
+    ) -> Question:
+        """A question about an item.
+
+        Args:
+            item: The item.
+            content: What is said and shown, in order.
+            form: What the answer looks like.
+            part: Tells it from other questions about the item.
+            system: What is said before all else.
+        """
+        key = f"{item.id}/{part}" if part else item.id
+        return Question(key, item.id, tuple(content), form, self.version, system)
+
+
+def instruction(item: Item) -> str:
+    """What an item asks for in its official words."""
+    return str(item.extra.get("prompt", item.prompt))
+
+
+def read_rubric(path: Path, own: Rubric, keys: Sequence[str]) -> Rubric:
     """Read a rubric, such as the official one out of a user's download.
 
     Args:
-        path: JSON, an object with a text for each key; ``<instruction>`` stands for the item's instruction.
+        path: JSON, an object with a text for each key; ``<instruction>`` stands for the item's instruction, and what
+            else our own text of a key names stands likewise.
+        own: Our own.
         keys: The keys that there have to be.
-        instructed: Those whose texts have to name the instruction.
 
     Raises:
         ConfigError: There is no such file.
-        DataError: It is no such object.
+        DataError: It is no such object, or a text lacks what our own names.
     """
     if not path.is_file():
         raise ConfigError(f"there is no rubric {path}", where="--rubric", fix="leave it out for the package's own")
@@ -111,11 +148,13 @@ def read_rubric(path: Path, keys: tuple[str, ...], instructed: tuple[str, ...]) 
             where=str(path),
             why=f"a text is needed for each of {', '.join(keys)}",
         )
-    if silent := [key for key in instructed if INSTRUCTION not in texts[key]]:
-        raise DataError(
-            f"the text {silent[0]!r} names no instruction",
-            where=str(path),
-            why="the judge would not know what was asked for",
-            fix=f"write {INSTRUCTION} where it belongs",
-        )
-    return Rubric(f"file {hashlib.sha256(data).hexdigest()[:12]}", texts)
+    rubric = Rubric(f"file {hashlib.sha256(data).hexdigest()[:12]}", texts)
+    for key in keys:
+        if silent := sorted(own.named(key) - rubric.named(key)):
+            raise DataError(
+                f"the text {key!r} names no {silent[0]}",
+                where=str(path),
+                why="the judge would not know what is judged",
+                fix=f"write {silent[0]} where it belongs",
+            )
+    return rubric

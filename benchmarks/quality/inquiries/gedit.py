@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.quality.inquiries.base import INSTRUCTION, Inquiry, Rubric
+from benchmarks.quality.inquiries.base import INSTRUCTION, Inquiry, Rubric, instruction
+from benchmarks.quality.inquiries.pairs import before_after
 from benchmarks.quality.interface import Item
 from benchmarks.quality.judging.forms import JsonIntegers
 from benchmarks.quality.judging.question import Question
@@ -43,20 +44,18 @@ class GEditInquiry(Inquiry[GEdit]):
     scores = tuple(name for names in PARTS.values() for name in names)
     own = Rubric("own-1", {"semantic": SEMANTIC, "quality": QUALITY})
     shown = "1"
-    instructed = ("semantic",)
 
     def questions(self, item: Item, output: Path) -> list[Question]:
         """Both images and the instruction, then the output alone."""
         before = Shown(partial(self._source, item), encoding=ENCODING)
         after = Shown(partial(self._fitted, item, output), encoding=ENCODING)
-        pictures = {"semantic": ("Before the edit:", before, "After the edit:", after), "quality": (after,)}
+        pictures = {"semantic": before_after(before, after), "quality": (after,)}
         return [
-            Question(
-                key=f"{item.id}/{part}",
-                item=item.id,
-                content=(*pictures[part], self.rubric.text(part, item.extra.get("prompt", item.prompt))),
-                form=JsonIntegers({"score": names}, 0, 10),
-                version=self.version,
+            self.question(
+                item,
+                (*pictures[part], self.rubric.text(part, instruction=instruction(item))),
+                JsonIntegers({"score": names}, 0, 10),
+                part=part,
             )
             for part, names in PARTS.items()
         ]

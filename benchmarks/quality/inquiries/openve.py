@@ -6,14 +6,14 @@ moments. The rubric is in our own words, and asks for the same three things as t
 
 from pathlib import Path
 
-from benchmarks.quality.inquiries.base import INSTRUCTION, Inquiry, Rubric
+from benchmarks.quality.inquiries.base import INSTRUCTION, Inquiry, Rubric, instruction
+from benchmarks.quality.inquiries.pairs import before_after, clips
 from benchmarks.quality.interface import Item
 from benchmarks.quality.judging.forms import Labelled, Lines
 from benchmarks.quality.judging.judged import Cap
 from benchmarks.quality.judging.question import Question
-from benchmarks.quality.judging.showing import Encoding, Shown, evenly
+from benchmarks.quality.judging.showing import Encoding
 from benchmarks.quality.official.openve import OpenVE
-from bernini.media import frame_rule, probe_video
 
 MOMENTS = 16
 ENCODING = Encoding(long_edge=512, quality=90)
@@ -56,30 +56,11 @@ class OpenVEInquiry(Inquiry[OpenVE]):
     scores = tuple(LABELS)
     own = Rubric("own-1", {kind: RUBRIC.format(asked=asked) for kind, asked in ASKED.items()})
     shown = "1"
-    instructed = tuple(ASKED)
     cap = Cap("instruction_compliance", ("consistency", "visual_quality"))
 
     def questions(self, item: Item, output: Path) -> list[Question]:
         """Both clips, by the rubric of the item's type."""
-        expect, source = item.expect, self.benchmark.folder / item.extra["videos"][0]
-        probed = probe_video(source)
-        rule = frame_rule(int(probed["frames"]), probed["fps"], expect.fps, self.benchmark.frames)
-        moments = evenly(expect.frames, min(MOMENTS, expect.frames))
-        rate = expect.fps * len(moments) / expect.frames
-        before = tuple(rule.indices[moment] for moment in moments)
         form = Labelled(LABELS, 1, 5) if self.rubric.is_own else Lines(self.scores, 1, 5)
-        return [
-            Question(
-                key=item.id,
-                item=item.id,
-                content=(
-                    "Before the edit:",
-                    Shown(source, before, rate, ENCODING),
-                    "After the edit:",
-                    Shown(output, moments, rate, ENCODING),
-                ),
-                form=form,
-                version=self.version,
-                system=self.rubric.text(item.category, item.extra.get("prompt", item.prompt)),
-            )
-        ]
+        pair = before_after(*clips(self.benchmark, item, output, MOMENTS, ENCODING))
+        system = self.rubric.text(item.category, instruction=instruction(item))
+        return [self.question(item, pair, form, system=system)]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import whitespace
 from typing import Any, Protocol
 
 from bernini.errors import ConfigError
@@ -294,6 +295,43 @@ class Letter:
         return {self.name: float(letter == self.right)}
 
 
+@dataclass(frozen=True)
+class Sum:
+    """The sum of all scores of another form, as one score.
+
+    Attributes:
+        name: The score.
+        parts: What the answer looks like.
+    """
+
+    name: str
+    parts: Form
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Scores that it holds."""
+        return (self.name,)
+
+    @property
+    def low(self) -> float:
+        """Least value."""
+        return self.parts.low * len(self.parts.names)
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+        return self.parts.high * len(self.parts.names)
+
+    @property
+    def reminder(self) -> str:
+        """What is said to a judge that answered in another form."""
+        return self.parts.reminder
+
+    def read(self, text: str) -> dict[str, float]:
+        """See `Form`."""
+        return {self.name: sum(self.parts.read(text).values())}
+
+
 def _said(text: str) -> str:
     """An answer without the thoughts that some servers leave before it."""
     return _THOUGHT.sub("", text, count=1).strip() if _THOUGHT.match(text) else text.strip()
@@ -301,7 +339,8 @@ def _said(text: str) -> str:
 
 def _bare(text: str) -> str:
     """A text without emphasis, quotes and a full stop around it."""
-    return text.strip().removesuffix(".").strip(_MARK).removesuffix(".").strip()
+    around = _MARK + whitespace
+    return text.strip(around).removesuffix(".").strip(around)
 
 
 def _ranged(names: Sequence[str], numbers: Sequence[int], low: int, high: int) -> dict[str, float]:

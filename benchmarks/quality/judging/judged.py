@@ -6,7 +6,7 @@ Pure functions of verdicts; nothing here asks, reads or writes.
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -202,6 +202,24 @@ class Judged:
         """
         whole = [record.repeats for record in self.records() if record.score == score and record.value is not None]
         return [_mean([value for value in column if value is not None]) for column in zip(*whole, strict=True)]
+
+    def joined(self, names: tuple[str, ...], compute: Callable[[Mapping[str, float]], Mapping[str, float]]) -> "Judged":
+        """Scores in [0, 1] that follow from all questions about an item, for each repeat.
+
+        Args:
+            names: These scores.
+            compute: Gives them from the scores of the questions, whose names differ.
+        """
+        grouped: dict[tuple[str, int], list[Verdict]] = defaultdict(list)
+        for verdict in self.verdicts:
+            grouped[verdict.item, verdict.repeat].append(verdict)
+        found = []
+        for (item, repeat), own in grouped.items():
+            worst = next((v for status in ("failed", "unparsed") for v in own if v.status == status), own[0])
+            scores = compute({n: x for v in own for n, x in v.scores.items()}) if worst.status == "scored" else {}
+            said = tuple(completion for v in own for completion in v.said)
+            found.append(Verdict(item, item, repeat, names, 0.0, 1.0, worst.status, scores, worst.why, said))
+        return Judged(found, self.settings)
 
     def coverage(self) -> tuple[int, int]:
         """Scores that are there, and those that were asked for."""

@@ -59,9 +59,18 @@ def editverse_text(n: int, count: int = 8) -> list[int]:
 
 
 def evenly(n: int, count: int = 32) -> list[int]:
-    """OpenS2V-Eval's frames: evenly from the first to the last, 32 for most scores and 16 for the natural score."""
+    """OpenS2V-Eval's frames for all scores but the natural one: evenly from the first to the last."""
     _check(n)
     return np.linspace(0, n - 1, count, dtype=int).tolist()
+
+
+def opens2v_judged(n: int, count: int = 16) -> list[int]:
+    """OpenS2V-Eval's frames for the natural score: as far apart as ``count`` fit, from the first; of fewer frames all.
+
+    Source: OpenS2V-Nexus, `eval/get_naturalscore.py`.
+    """
+    _check(n)
+    return list(range(0, n, max(n // count, 1)))[:count]
 
 
 def windows(n: int, size: int = 3) -> list[list[int]]:

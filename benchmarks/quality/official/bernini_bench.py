@@ -1,24 +1,21 @@
 """Bernini-Bench: its taxonomy and protocol over prompts of one's own, since its own are not public."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, checked, read_lines, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import bernini_bench
+from benchmarks.quality.totals.bernini_bench import CATEGORIES
+from benchmarks.quality.totals.records import Range
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "subject": ("remove", "add", "replace", "pose_action", "attribute", "expression"),
-    "scene": ("background", "atmosphere", "weather", "time_season"),
-    "style": ("material", "style_transfer", "color", "filter"),
-    "camera": ("motion", "position", "viewpoint", "focus"),
-    "reasoning": ("causal", "temporal", "spatial", "interaction"),
-}
-"""Categories of each group."""
-CATEGORIES = tuple(name for names in GROUPS.values() for name in names)
 FILE = "prompts.jsonl"
 SCHEMA = Schema(required={"id": str, "category": str, "instruction": str, "video": str}, optional={"images": list})
 
@@ -53,6 +50,7 @@ class BerniniBench(Clips, Sourced):
         "IC": "what references show is recognised, 1 to 5",
         "GQ": "the clip looks good, 1 to 5",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(1, 5))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-5.4"),))
 
     root: str = "data/bernini_bench"
@@ -84,3 +82,13 @@ class BerniniBench(Clips, Sourced):
                     videos=(row["video"],),
                     images=tuple(row.get("images", ())),
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Each score and its groups, with references and without; printed figures are of other prompts."""
+        tasks: tuple[Literal["v2v", "rv2v"], ...] = ("v2v", "rv2v")
+        by_task = {task: [item for item in items if item.task == task] for task in tasks}
+        return [
+            Tally(f"Bernini-Bench, {task}", facts(own), partial(bernini_bench.totals, task=task))
+            for task, own in by_task.items()
+            if own
+        ]

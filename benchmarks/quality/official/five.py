@@ -1,14 +1,18 @@
 """FiVE and FiVE-Acc: fine-grained edits of clips, with masks and questions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import five
+from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
 
 TYPES = ("rigid_replace", "non_rigid_replace", "color", "material", "add", "remove")
@@ -27,7 +31,6 @@ SCHEMA = Schema(
     optional=dict.fromkeys(QUESTIONS, object),
     closed=False,
 )
-ANSWERS = ("yn", "mc", "union", "inter")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class FiVE(Clips, Sourced):
         "motion_fidelity_score": "points move as in the source",
     }
     needs: ClassVar[Needs] = {
-        **dict.fromkeys(ANSWERS, (Judge("Qwen/Qwen2.5-VL-7B-Instruct", answers=3),)),
+        **dict.fromkeys(five.ACCURACY, (Judge("Qwen/Qwen2.5-VL-7B-Instruct", answers=3),)),
         "structure_distance": (DINO_B8,),
         "lpips_unedit_part": (Weights("squeezenet1_1-b8a52dc0.pth", origin="download.pytorch.org/models"),),
         "clip_similarity_target_image": (CLIP_L14,),
@@ -78,6 +81,8 @@ class FiVE(Clips, Sourced):
         "niqe_target_image": (Weights("niqe_modelparameters.mat", origin="github.com/chaofengc/IQA-PyTorch"),),
         "motion_fidelity_score": (COTRACKER3,),
     }
+
+    ranges: ClassVar[Mapping[str, Range]] = five.CONVENTIONAL
 
     root: str = "data/FiVE"
     frames: int = 41
@@ -111,7 +116,7 @@ class FiVE(Clips, Sourced):
                     prompt=plain(target),
                     # As the official script has it: as many letters of the prompt as the entry's own folder name has.
                     output=f"{video}/{kind}_{target[: len(row['save_dir']) - 2]}.mp4",
-                    metrics=tuple(metric for metric in self.metrics if questions or metric not in ANSWERS),
+                    metrics=tuple(metric for metric in self.metrics if questions or metric not in five.ACCURACY),
                     category=name,
                     videos=(f"videos/{video}.mp4",),
                     extra={
@@ -122,6 +127,14 @@ class FiVE(Clips, Sourced):
                         "masks": f"bmasks/{video}",
                     },
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """FiVE-Acc over the items that have questions, and the conventional figures over all."""
+        asked = [item for item in items if set(five.ACCURACY) <= set(item.metrics)]
+        return [
+            Tally("FiVE-Acc", facts(asked, five.ACCURACY), five.accuracies, "five_acc"),
+            Tally("FiVE", facts(items, five.CONVENTIONAL), five.conventional, "five"),
+        ]
 
 
 def plain(prompt: str) -> str:

@@ -1,15 +1,19 @@
 """ImgEdit-Bench: instructed edits of images, scored by a judge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Sourced, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, check_counts, checked, find, read_json
 from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import imgedit
+from benchmarks.quality.totals.records import Range
 
 Split = Literal["basic", "uge"]
 PER_TYPE = {
@@ -24,7 +28,8 @@ PER_TYPE = {
     "action": 36,
 }
 """Items of each type of the basic split, in the order of the published tables."""
-UGE = 47
+HARD, UGE = "uge", 47
+"""Category and score of the hard split, and its items."""
 FILES = {"basic": ("basic_edit.json", "singleturn.json"), "uge": ("UGE_edit.json", "UGE/UGE_edit.json")}
 """Names of each split's file: in the code's repository, and in the data's."""
 
@@ -51,7 +56,9 @@ class ImgEdit(Sourced):
         "first": "the edit is what was asked for, 1 to 5",
         "second": "the type's second question, mostly how seamless the edit is, 1 to 5",
         "third": "the type's third question, mostly what stays, 1 to 5",
+        HARD: "a hard edit as a whole, 1 to 5",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(1, 5))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4.1-2025-04-14"),))
 
     root: str = "data/ImgEdit"
@@ -80,7 +87,11 @@ class ImgEdit(Sourced):
                 task="i2i",
                 prompt=row["prompt"],
                 output=f"{key}.png",
-                metrics=tuple(self.metrics),
-                category=row.get("edit_type", "uge"),
+                metrics=imgedit.SCORES if typed else (HARD,),
+                category=row.get("edit_type", HARD),
                 images=(str(below / row["id"]),),
             )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Overall score and the nine types; hard edits have a plain mean, which the table shows."""
+        return [Tally("ImgEdit-Bench", facts(items), imgedit.totals, "imgedit")] if self.split == "basic" else []

@@ -1,6 +1,6 @@
 """IVEBench: instructed edits of short and long clips."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.motion import temporal_flickering
-from benchmarks.quality.official.base import Clips, Scorer, Sourced
+from benchmarks.quality.official.base import Clips, Scorer, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import AMT_G, CLIP_B32, COTRACKER3, DINO_B16, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json
 from benchmarks.quality.official.source import Source
-from benchmarks.quality.totals.ivebench import RANGES
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import ivebench
 from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
 
@@ -89,7 +90,7 @@ class IVEBench(Clips, Sourced):
     }
 
     scorers: ClassVar[dict[str, Scorer]] = {"TF": flickering}
-    ranges: ClassVar[Mapping[str, Range]] = RANGES
+    ranges: ClassVar[Mapping[str, Range]] = ivebench.RANGES
 
     root: str = "data/IVEBench/short"
     prompts_file: str = ""
@@ -110,6 +111,10 @@ class IVEBench(Clips, Sourced):
                 videos=(f"videos/{video}",),
                 extra={name: row[name] for name in told if name in row},
             )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Total, its three groups and the twelve scores of the subset."""
+        return [Tally("IVEBench", facts(items), ivebench.totals, "ivebench")]
 
     def _file(self) -> Path:
         if self.prompts_file:

@@ -1,8 +1,9 @@
 """OpenS2V-Eval: clips of given subjects."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.frames import evenly
 from benchmarks.quality.metrics.motion import motion_amplitude
-from benchmarks.quality.official.base import Clips, Made, Scorer, Sourced
+from benchmarks.quality.official.base import Clips, Made, Scorer, Sourced, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, read_json, refuse
 from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
-from benchmarks.quality.totals.opens2v import RANGES
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import opens2v
 from benchmarks.quality.totals.records import Range
 
 Domain = Literal["open", "human", "single"]
@@ -97,7 +99,7 @@ class OpenS2V(Clips, Made, Sourced):
     }
 
     scorers: ClassVar[dict[str, Scorer]] = {"motion_amplitude": amplitude}
-    ranges: ClassVar[Mapping[str, Range]] = RANGES
+    ranges: ClassVar[Mapping[str, Range]] = opens2v.RANGES
 
     root: str = "data/OpenS2V-Eval"
     domain: Domain = "open"
@@ -129,6 +131,11 @@ class OpenS2V(Clips, Made, Sourced):
                 images=tuple(row["img_paths"]),
                 extra={"class_label": row["class_label"]},
             )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Total of the edition and domain, and its parts."""
+        compute = partial(opens2v.totals, version=self.edition, domain=self.domain)
+        return [Tally("OpenS2V-Eval", facts(items), compute, f"opens2v {self.edition} {self.domain}")]
 
     def _applies(self, metric: str, kind: str) -> bool:
         if metric == "face_sim":

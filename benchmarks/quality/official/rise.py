@@ -1,14 +1,18 @@
 """RISEBench: edits of images that take reasoning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, check_counts, checked, read_json
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import rise
+from benchmarks.quality.totals.records import Range
 
 FILE = "datav2_total_w_subtask.json"
 PER_CATEGORY = {"temporal_reasoning": 85, "causal_reasoning": 90, "spatial_reasoning": 100, "logical_reasoning": 85}
@@ -46,6 +50,7 @@ class RISE(Sourced):
         "consistency": "what was not asked for stays, 1 to 5",
         "plausibility": "the image could be real, 1 to 5",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(1, 5))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4.1-2025-04-14"),))
 
     root: str = "data/RISEBench"
@@ -67,6 +72,14 @@ class RISE(Sourced):
                 images=(f"data/{row['image']}",),
                 extra={name: row[name] for name in TOLD if name in row},
             )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Accuracy and score, and the accuracies that are printed."""
+        named = facts(items)
+        return [
+            Tally("RISEBench", named, rise.totals),
+            Tally("RISEBench, accuracy", named, rise.accuracies, "rise"),
+        ]
 
 
 def _applies(metric: str, row: Row) -> bool:

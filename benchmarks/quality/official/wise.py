@@ -1,15 +1,19 @@
 """WISE: images that take knowledge of the world."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Made
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Made, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import Judge, Needs
 from benchmarks.quality.official.reading import Schema, check_count, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import wise
+from benchmarks.quality.totals.records import Range
 
 STEMS = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
 PROMPTS = 1000
@@ -70,6 +74,10 @@ class WISE(Made):
                 )
         check_count(len(seen), PROMPTS, "prompts", self.folder, self.source)
 
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Overall score and the six categories."""
+        return [Tally("WISE, verified", facts(items), wise.totals, "wise")]
+
     def _place(self, name: str) -> Path:
         return self.folder / name
 
@@ -89,9 +97,14 @@ class WISELegacy(WISE):
         "realism": "it looks real, 0 to 2",
         "aesthetic_quality": "it looks good, 0 to 2",
     }
+    ranges: ClassVar[dict[str, Range]] = dict.fromkeys(metrics, Range(0, 2))
     needs: ClassVar[Needs] = dict.fromkeys(metrics, (Judge("gpt-4o-2024-05-13"),))
     files: ClassVar[tuple[str, ...]] = tuple(f"data/{stem}.json" for stem in STEMS)
     last: ClassVar[tuple[int, ...]] = (400, 567, 700, 800, 900, 1000)
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Overall WiScore and the six categories."""
+        return [Tally("WISE, legacy", facts(items), wise.legacy, "wise_legacy")]
 
     def _place(self, name: str) -> Path:
         now = self.folder / "WISE_legacy" / name

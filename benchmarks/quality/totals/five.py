@@ -52,8 +52,18 @@ def accuracy(source: str | None, target: str, choice: str) -> dict[str, float]:
         choice: Answer to the multiple choice question, whose right answer is always b.
     """
     yes_no = target.strip()[:3].lower() == "yes" and (source is None or source.strip()[:2].lower() == "no")
-    right = choice.strip()[:1].lower() == "b"
-    return {"yn": float(yes_no), "mc": float(right), "union": float(yes_no or right), "inter": float(yes_no and right)}
+    return parts(yes_no, choice.strip()[:1].lower() == "b")
+
+
+def parts(yes_no: bool, choice: bool) -> dict[str, float]:
+    """The four parts of an item's FiVE-Acc, each 0 or 1.
+
+    Args:
+        yes_no: Whether its yes-no questions, one or two, are answered as for the target.
+        choice: Whether the target is chosen.
+    """
+    found = {"yn": yes_no, "mc": choice, "union": yes_no or choice, "inter": yes_no and choice}
+    return {name: float(right) for name, right in found.items()}
 
 
 def conventional(records: Records, facts: Mapping[str, Facts], *, official_missing_dropped: bool = False) -> Totals:
@@ -91,9 +101,9 @@ def accuracies(records: Records, facts: Mapping[str, Facts], *, official_missing
                 why="union and inter follow from yn and mc, and union + inter = yn + mc",
                 fix="see whether the columns of its row have shifted",
             )
-    parts = {name: scaled(_over_types(scores, name), 100) for name in ACCURACY}
-    whole = mean([figure.value for figure in parts.values()], "five_acc")
-    return {"five_acc": whole._replace(n=min(figure.n for figure in parts.values())), **parts}
+    figures = {name: scaled(_over_types(scores, name), 100) for name in ACCURACY}
+    whole = mean([figure.value for figure in figures.values()], "five_acc")
+    return {"five_acc": whole._replace(n=min(figure.n for figure in figures.values())), **figures}
 
 
 def _over_types(scores: Scores, name: str) -> Figure:

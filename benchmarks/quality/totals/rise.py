@@ -62,5 +62,11 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_free: bool 
     return found
 
 
+def accuracies(records: Records, facts: Mapping[str, Facts]) -> Totals:
+    """The accuracies of `totals` by the names that printed tables give them."""
+    found = totals(records, facts)
+    return {"overall": found["accuracy"], **{name: found[f"accuracy ({name})"] for name in CATEGORIES}}
+
+
 def _weights(category: str, free: bool) -> Mapping[str, float]:
     return WEIGHTS_LOGICAL if category == "logical" else WEIGHTS_FREE if free else WEIGHTS
