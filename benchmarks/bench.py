@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.judges import check_judge, judge_of
+from benchmarks.judges import judge_of
 from benchmarks.options import add_examples, add_judge, add_model, add_settings, add_shard, add_workers
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import RunFolder, Shard, describe
 from benchmarks.quality.generating import generate
 from benchmarks.quality.inquiries.registry import INQUIRIES
 from benchmarks.quality.interface import Benchmark, Item, subset
-from benchmarks.quality.judged_scoring import score_by_judge
+from benchmarks.quality.judge_config import JudgeConfig
 from benchmarks.quality.judging.question import Judge
 from benchmarks.quality.official.base import OfficialBenchmark
 from benchmarks.quality.official.needs import is_cached
@@ -98,8 +98,8 @@ def check(options: Namespace) -> None:
 
 def run(options: Namespace) -> None:
     """All stages; one shard of several leaves the table to `bernini bench aggregate`."""
-    if options.benchmark in INQUIRIES:
-        check_judge(options)
+    if options.benchmark in INQUIRIES and (named := judge_of(options)):
+        named.check(_benchmark(options))  # before anything is made
     make(options)
     judge(options)
     if options.shard.count == 1:
@@ -160,30 +160,22 @@ def judge(options: Namespace) -> None:
         with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
             score(benchmark, items, folder, workers=options.workers, progress=progress)
     if "judge_url" in options and (named := judge_of(options)):
-        for benchmark, items, folder in _runs(options):
-            _ask(benchmark, items, folder, named, options)
+        runs = [*_runs(options)]
+        for benchmark, _, _ in runs:
+            named.check(benchmark)
+        asked = named.judge()
+        for benchmark, items, folder in runs:
+            _ask(benchmark, items, folder, named, asked)
 
 
-def _ask(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, named: Judge, options: Namespace) -> None:
-    kind = INQUIRIES.get(benchmark.name)
-    if kind is None:
-        raise ConfigError(
-            f"no judge can be asked about {benchmark.name}",
-            where=str(folder.root),
-            why=f"there are questions for {', '.join(INQUIRIES)}",
-            fix="leave the options of the judge out",
-        )
-    inquiry = kind(benchmark, options.rubric)
-    if inquiry.cap is None and options.cap:
-        raise ConfigError(f"the rubric of {benchmark.name} caps no score", where="--cap", fix="leave --cap out")
-    cap = inquiry.cap and replace(inquiry.cap, rule=options.cap or "off")
+def _ask(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, named: JudgeConfig, asked: Judge) -> None:
+    own = folder.shard.of(items)
     with _bar(f"judging {folder.root.name}", folder.shard, items) as progress:
-        own, repeats = folder.shard.of(items), inquiry.repeats if options.repeats is None else options.repeats
-        judged = score_by_judge(inquiry, own, folder, named, repeats=repeats, cap=cap, progress=progress)
+        judged = named.score(benchmark, own, folder, asked, progress=progress)
     n, of = judged.coverage()
     print(f"{judged.column}: {n} of {of} scores; answered by {', '.join(judged.served()) or 'nobody'}")
     for name, count in judged.violations().items():
-        print(f"{count} answers have {name} above what caps it; the rule is {options.cap or 'off'}")
+        print(f"{count} answers have {name} above what caps it; the rule is {named.cap or 'off'}")
 
 
 def tabulate(options: Namespace) -> None:

@@ -2,50 +2,25 @@
 
 from argparse import Namespace
 
-from benchmarks.quality.judging.endpoint import EndpointConfig, EndpointJudge
-from benchmarks.quality.judging.question import Judge
+from benchmarks.quality.judge_config import JudgeConfig
+from benchmarks.quality.judging.endpoint import EndpointConfig
 from bernini.errors import ConfigError
 
 
-def check_judge(options: Namespace) -> None:
-    """See that the options name one judge or none, before anything is made.
+def judge_of(options: Namespace) -> JudgeConfig | None:
+    """The judge and how it is asked, or none if none is named.
 
     Raises:
-        ConfigError: They do not, or the judge's key or rubric is not there.
-    """
-    if options.judge_local is None:
-        judge_of(options)
-    elif not (options.judge_local / "config.json").is_file():
-        raise ConfigError(f"there is no judge in {options.judge_local}", where="--judge-local", fix="download one")
-    if options.rubric is not None and not options.rubric.is_file():
-        raise ConfigError(f"there is no rubric {options.rubric}", where="--rubric", fix="leave it out for our own")
-
-
-def judge_of(options: Namespace) -> Judge | None:
-    """The judge, or none if none is named.
-
-    Raises:
-        ConfigError: Two are named, or half of one, or its key is not there.
-        CheckpointError: A local one cannot be read.
+        ConfigError: Two are named, or half of one.
     """
     remote = (options.judge_url, options.judge_model)
+    how = {"repeats": options.repeats, "cap": options.cap, "rubric": str(options.rubric or "")}
     if options.judge_local is not None:
         if any(remote):
             raise ConfigError("two judges are named", where="--judge-local, --judge-url", fix="name one")
-        import torch
-
-        from benchmarks.quality.judging.local import LocalJudge
-
-        return LocalJudge(options.judge_local, device="cuda" if torch.cuda.is_available() else "cpu")
+        return JudgeConfig(local=str(options.judge_local), **how)
     if not any(remote):
-        asked = (
-            options.judge_revision,
-            options.judge_key_env,
-            options.cap,
-            options.rubric,
-            options.repeats is not None,
-        )
-        if any(asked):
+        if options.judge_revision or options.judge_key_env or any(value not in (None, "") for value in how.values()):
             raise ConfigError(
                 "no judge is named", why="options of a judge are", fix="add --judge-url and --judge-model"
             )
@@ -54,10 +29,10 @@ def judge_of(options: Namespace) -> Judge | None:
         raise ConfigError(
             "half a judge is named", why="it takes --judge-url and --judge-model", fix="add the other one"
         )
-    config = EndpointConfig(
+    endpoint = EndpointConfig(
         url=options.judge_url,
         model=options.judge_model,
         key_variable=options.judge_key_env,
         revision=options.judge_revision,
     )
-    return EndpointJudge(config)
+    return JudgeConfig(endpoint, **how)

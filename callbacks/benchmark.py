@@ -15,9 +15,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from benchmarks.quality.environment import environment
-from benchmarks.quality.folder import MANIFEST, RunFolder, Shard, describe
+from benchmarks.quality.folder import JUDGE, MANIFEST, RunFolder, Shard, describe, reason
 from benchmarks.quality.generating import batches, produce
 from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, subset
+from benchmarks.quality.judge_config import JudgeConfig
 from benchmarks.quality.records import Records
 from benchmarks.quality.sampler import Trained, sampling_facts
 from benchmarks.quality.scoring import append_scores, judge_file
@@ -45,15 +46,33 @@ class BenchmarkCallback(L.Callback):
         limit: Items, always the same ones, as evenly over the tasks as can be; null takes all. Figures of a part do not
             compare with those of the whole, and are marked so.
         batch_size: Items of one task that a rank samples together.
+        judge: Who judges outputs, of a benchmark that is judged; null leaves those scores out. Each rank asks about its
+            own outputs; a local judge is loaded beside the model each time. Names of the scores in loggers end with the
+            hash of the judge's settings, ``bench/<name>/<task>/<metric>/judge-<hash>``.
+        judge_minutes: Training waits no longer for the judge, but for answers that are on the way; what then has no
+            answer lowers the coverage.
     """
 
     def __init__(
-        self, benchmark: Benchmark, folder: str, every_n_steps: int = 1000, limit: int | None = 96, batch_size: int = 16
+        self,
+        benchmark: Benchmark,
+        folder: str,
+        every_n_steps: int = 1000,
+        limit: int | None = 96,
+        batch_size: int = 16,
+        judge: JudgeConfig | None = None,
+        judge_minutes: float = 10.0,
     ) -> None:
-        if min(every_n_steps, batch_size) < 1 or (limit is not None and limit < 1):
-            raise ConfigError("every_n_steps, batch_size and limit are 1 or more", where="BenchmarkCallback")
+        if min(every_n_steps, batch_size) < 1 or (limit is not None and limit < 1) or judge_minutes <= 0:
+            raise ConfigError(
+                "every_n_steps, batch_size and limit are 1 or more, judge_minutes above 0", where="BenchmarkCallback"
+            )
+        if judge is not None:
+            judge.check(benchmark)
         self.benchmark, self.folder = benchmark, Path(folder)
         self.every_n_steps, self.limit, self.batch_size = every_n_steps, limit, batch_size
+        self.judge, self.judge_minutes = judge, judge_minutes
+        self._judged = judge.inquiry(benchmark).scores if judge is not None else ()
         self._last = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -112,7 +131,8 @@ class BenchmarkCallback(L.Callback):
                     append_scores(folder, results)
                     for item, found in results:
                         scored += [(item.id, k, v) for k, v in found.items()] if isinstance(found, dict) else []
-        records = Records(self.benchmark, asked(self._items, self.benchmark.measured()))
+        scored += self._ask(folder, module.device) if ready and self.judge is not None else []
+        records = Records(self.benchmark, asked(self._items, self._scores()))
         records.to(module.device if trainer.world_size > 1 else "cpu")
         records.update(scored)
         cells = records.compute()
@@ -120,9 +140,30 @@ class BenchmarkCallback(L.Callback):
         if trainer.is_global_zero:
             self._tell(trainer, folder, cells)
 
+    def _scores(self) -> tuple[str, ...]:
+        """Names of the scores that items get here."""
+        return (*self.benchmark.measured(), *self._judged)
+
+    def _ask(self, folder: RunFolder, device: torch.device) -> list[tuple[str, str, float]]:
+        """Have this rank's outputs judged; gives item, name and value of each score."""
+        assert self.judge is not None
+        own = [item for items in _by_task(self._items) for item in folder.shard.of(items)]
+        try:
+            seconds = self.judge_minutes * 60
+            judged = self.judge.score(self.benchmark, own, folder, self.judge.judge(device), seconds=seconds)
+        except Exception as error:
+            log.warning("benchmark: the judge cannot be asked: %s", reason(error), exc_info=True)
+            with _surviving("a failure cannot be noted"):
+                for score in self._judged:
+                    rows = [{"id": i.id, "failed": reason(error)} for i in own if score in i.metrics]
+                    folder.scores(score).append(rows)
+            return []
+        return [(one, name, value) for one, row in judged.values().items() for name, value in row.items()]
+
     def _tell(self, trainer: L.Trainer, folder: RunFolder, cells: Sequence[Cell]) -> None:
         """Write the summary and log the figures."""
-        scalars = {f"{c.task}/{c.metric}": c.value for c in cells if c.value is not None}
+        heads = self._heads(folder)
+        scalars = {f"{c.task}/{heads[c.metric]}": c.value for c in cells if c.value is not None}
         scalars["coverage"] = coverage(cells)
         scalars["comparable"] = float(is_comparable(cells, self._items, self._of))
         for logger in trainer.loggers:
@@ -130,15 +171,18 @@ class BenchmarkCallback(L.Callback):
                 named = {f"bench/{self.benchmark.name}/{key}": value for key, value in scalars.items()}
                 logger.log_metrics(named, trainer.global_step)
         with _surviving("the summary cannot be written"):
-            measured = self.benchmark.measured()
-            write_summary(folder, summarise(self.benchmark, self._items, measured, cells, folder))
+            write_summary(folder, summarise(self.benchmark, self._items, self._scores(), cells, folder))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 with _surviving("W&B got no table"):
                     self._log_table(logger, folder, trainer.global_step)
 
     def _start(self, trainer: L.Trainer, module: RendererModule | CoTrainingModule, folder: RunFolder) -> None:
-        """An empty folder with a manifest: a run that is trained again is scored again."""
+        """An empty folder with a manifest: a run that is trained again is scored again. What a judge said stays."""
+        said = (folder.root / JUDGE).parent
+        kept = folder.root.with_name(f"{folder.root.name}-{said.name}")
+        if said.is_dir():
+            said.rename(kept)
         if (folder.root / MANIFEST).is_file():
             shutil.rmtree(folder.root)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -152,12 +196,21 @@ class BenchmarkCallback(L.Callback):
         facts = {"model": model, "sampling": sampling}
         identity = {**describe(self.benchmark, self._items, self._of), **facts}
         folder.start(identity, environment(), self.benchmark.located())
+        if kept.is_dir():
+            kept.rename(said)
+            (folder.root / JUDGE).unlink(missing_ok=True)
+
+    def _heads(self, folder: RunFolder) -> dict[str, str]:
+        """What each score is called in a logger: scores of two judges, rubrics or rules never share a name."""
+        told = folder.judge()
+        by = f"/judge-{told['column'].rpartition('#')[2]}" if told else ""
+        return {name: name + by * (name in self._judged) for name in self._scores()}
 
     def _log_table(self, logger: WandbLogger, folder: RunFolder, step: int) -> None:
         """One row an item, with its first source, the target and the output by path."""
         import wandb
 
-        metrics = list(self.benchmark.measured())
+        metrics, heads = self._scores(), self._heads(folder)
         values = folder.values(metrics)
         columns = [f"{shown} {kind}" for shown in ("source", "target", "output") for kind in ("clip", "image")]
         rows = []
@@ -173,8 +226,16 @@ class BenchmarkCallback(L.Callback):
                     media[f"{shown} {'clip' if clip else 'image'}"] = made
             scores = [values.get((item.id, metric)) for metric in metrics]
             rows.append([item.id, item.task, item.category, item.prompt, *media.values(), *scores])
-        names = ["id", "task", "category", "prompt", *columns, *metrics]
+        names = ["id", "task", "category", "prompt", *columns, *heads.values()]
         logger.log_table(f"bench/{self.benchmark.name}/items", names, rows, step=step)
+
+
+def _by_task(items: Sequence[Item]) -> list[list[Item]]:
+    """The items of each task."""
+    by_task: dict[str, list[Item]] = {}
+    for item in items:
+        by_task.setdefault(item.task, []).append(item)
+    return list(by_task.values())
 
 
 def _share(items: Sequence[Item], shard: Shard) -> list[Item]:
@@ -182,10 +243,7 @@ def _share(items: Sequence[Item], shard: Shard) -> list[Item]:
 
     Where a task's items run out, its first ones come again; scores of one item count once.
     """
-    by_task: dict[str, list[Item]] = {}
-    for item in items:
-        by_task.setdefault(item.task, []).append(item)
-    padded = ((own, -(-len(own) // shard.count) * shard.count) for own in by_task.values())
+    padded = ((own, -(-len(own) // shard.count) * shard.count) for own in _by_task(items))
     return [own[i % len(own)] for own, total in padded for i in range(shard.index, total, shard.count)]
 
 

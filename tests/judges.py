@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from servers import Server, say
 
+from benchmarks.quality.folder import digest
 from benchmarks.quality.judging.answers import Answers
 from benchmarks.quality.judging.asking import ask
 from benchmarks.quality.judging.endpoint import EndpointConfig, EndpointJudge
@@ -61,6 +63,25 @@ class Scorer:
         """How often each question was asked."""
         with self.lock:
             return Counter(self.asked)
+
+
+def words(body: dict[str, Any]) -> str:
+    """All text of a question, without the reminder that may have followed."""
+    content = next(message["content"] for message in body["messages"] if message["role"] == "user")
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+
+class Replies:
+    """Answers that follow from the text of a question alone, and a count of what was asked, to the byte."""
+
+    def __init__(self, server: Server, answer: Callable[[str], str]) -> None:
+        self.answer, self.times, self.lock = answer, Counter[str](), threading.Lock()
+        server.replies = [self]
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        with self.lock:
+            self.times[digest(handler.body)] += 1
+        say(self.answer(words(handler.body)), finish_reason="stop")(handler)
 
 
 def run(url: str, folder: str, count: int, repeats: int = 1, workers: int = 4) -> Judged:

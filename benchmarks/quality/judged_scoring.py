@@ -24,6 +24,7 @@ def score_by_judge(
     *,
     repeats: int = 1,
     cap: Cap | None = None,
+    seconds: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Judged:
     """Have outputs judged, and note the scores, or why there are none.
@@ -35,6 +36,7 @@ def score_by_judge(
         judge: Who answers.
         repeats: How often each question is asked.
         cap: The cap rule, if the rubric has one.
+        seconds: After these nothing more is asked, see `ask`.
         progress: Called with the number of items that are done, or as many as the questions that are done amount to.
 
     Raises:
@@ -54,8 +56,16 @@ def score_by_judge(
             unasked.append((item, reason(error)))
     answers = Answers(folder.root / Path(JUDGE).parent / "answers.jsonl")
     part = len(items) / max(1, len(questions))
-    done = ask(judge, questions, answers, repeats=repeats, cap=cap, progress=lambda n: progress(round(n * part)))
-    judged = inquiry.settle(done)
+    asked = ask(
+        judge,
+        questions,
+        answers,
+        repeats=repeats,
+        cap=cap,
+        seconds=seconds,
+        progress=lambda done: progress(round(done * part)),
+    )
+    judged = inquiry.settle(asked)
     for score in inquiry.scores:
         known = folder.scores(score).rows()
         failed = ({"id": i.id, "status": "failed", "failed": why} for i, why in unasked if score in i.metrics)

@@ -245,7 +245,7 @@ def test_published_rows_stand_beside_ours(made: Path, server: Server, tmp_path: 
         (["--judge-url", "http://localhost:1/v1", "--judge-model", "gpt-4o"], 78, "is not pinned"),
         (["--judge-url", "http://localhost:1/v1", *MODEL, "--judge-key-env", "NO_KEY"], 78, "NO_KEY"),
         (["--judge-local", "nowhere", *MODEL], 78, "two judges are named"),
-        (["--judge-local", "nowhere"], 65, "there is no judge here"),
+        (["--judge-local", "nowhere"], 78, "there is no judge in nowhere"),
         (["--repeats", "3"], 78, "no judge is named"),
         (["--judge-url", "http://localhost:1/v1", *MODEL, "--rubric", "none.json"], 78, "there is no rubric none.json"),
     ],

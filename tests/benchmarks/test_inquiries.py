@@ -4,13 +4,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from judges import make_judge
+from judges import Replies, make_judge, words
 from official_files import WRITERS
 from servers import Server, chat_server, say
 
@@ -112,19 +111,6 @@ def made(benchmark: OfficialBenchmark, items: list[Item], root: Path) -> RunFold
     return folder
 
 
-def words(body: dict[str, Any]) -> str:
-    """All text of a question, without the reminder that may have followed."""
-    content = next(message["content"] for message in body["messages"] if message["role"] == "user")
-    return content if isinstance(content, str) else " ".join(p.get("text", "") for p in content)
-
-
-def answering(server: Server, answer: Callable[[str], str]) -> None:
-    def reply(handler: BaseHTTPRequestHandler) -> None:
-        say(answer(words(handler.body)), finish_reason="stop")(handler)
-
-    server.replies = [reply]
-
-
 QUESTIONS = {
     "source_yes_no_question": "Is the bus blue?",
     "target_yes_no_question": "Is the bus red?",
@@ -157,7 +143,7 @@ def test_each_benchmark_is_asked_about_and_its_answers_are_read(
     answer, scores = LABELLED[name]
     if name == "five":
         items = with_questions(items, **QUESTIONS)
-    answering(server, driving() if name == "five" else lambda text: answer)
+    Replies(server, driving() if name == "five" else lambda text: answer)
     found = judged(name, benchmark, folder, items, server)
     assert found.values() == {i.id: {k: v for k, v in scores.items() if k in i.metrics} for i in items}
     assert all(count == 0 for count in found.violations().values())
@@ -175,7 +161,7 @@ def test_what_is_no_answer_is_no_score(
     benchmark = official(name)
     items = some(benchmark, 2)
     folder = made(benchmark, items, tmp_path)
-    answering(server, lambda text: MALFORMED if answer == "malformed" else OUT_OF_RANGE[name])
+    Replies(server, lambda text: MALFORMED if answer == "malformed" else OUT_OF_RANGE[name])
     found = judged(name, benchmark, folder, items, server)
     assert found.values() == {} and found.coverage()[1] > 0
     for score in INQUIRIES[name].scores:
@@ -196,7 +182,7 @@ def test_imgedit_counts_answers_above_the_cap(
     items = some(benchmark, 3)
     inquiry = INQUIRIES["imgedit"](benchmark)
     assert inquiry.cap is not None
-    answering(server, lambda text: "Instruction compliance: 2\nSeamlessness: 5\nPreservation: 1")
+    Replies(server, lambda text: "Instruction compliance: 2\nSeamlessness: 5\nPreservation: 1")
     for rule, second in (("off", 5), ("enforce", 2)):
         folder, cap = made(benchmark, items, tmp_path / rule), replace(inquiry.cap, rule=rule)
         found = score_by_judge(inquiry, items, folder, make_judge(server.url), cap=cap)
@@ -209,7 +195,7 @@ def test_hard_edits_of_imgedit_get_one_score(
 ) -> None:
     benchmark = official("imgedit", split="uge")
     items = some(benchmark, 2)
-    answering(server, lambda text: "Score: 3")
+    Replies(server, lambda text: "Score: 3")
     found = judged("imgedit", benchmark, made(benchmark, items, tmp_path), items, server)
     assert found.values() == {item.id: {"uge": 3} for item in items} and benchmark.tallies(items) == []
 
@@ -236,7 +222,7 @@ def test_five_joins_its_answers(
 ) -> None:
     benchmark = official("five")
     items = with_questions(some(benchmark, 2), **QUESTIONS)
-    answering(server, driving(source, target, choice))
+    Replies(server, driving(source, target, choice))
     found = judged("five", benchmark, made(benchmark, items, tmp_path), items, server).values()
     assert found == {item.id: {"yn": yn, "mc": mc, "union": max(yn, mc), "inter": min(yn, mc)} for item in items}
     assert all(row["union"] + row["inter"] == row["yn"] + row["mc"] for row in found.values())
@@ -254,7 +240,7 @@ def test_five_takes_an_item_whole_or_not_at_all(
         *with_questions([two], **without_source),
         *with_questions([three], **without_choice),
     ]
-    answering(server, driving(source="perhaps"))
+    Replies(server, driving(source="perhaps"))
     folder = made(benchmark, items, tmp_path)
     found = judged("five", benchmark, folder, items, server)
     assert found.values() == {two.id: {"yn": 1, "mc": 1, "union": 1, "inter": 1}}
@@ -423,7 +409,7 @@ def test_the_official_answer_of_editverse_is_its_total(
     (tmp_path / "mine.json").write_text(json.dumps({"frame": "Editing prompt: <instruction>"}))
     inquiry = INQUIRIES["editverse"](benchmark, tmp_path / "mine.json")
     items = benchmark.items()[:1]
-    answering(server, lambda text: "Prompt Following: 3 - done\nEdit Quality: 2 - fair\nTotal Score: 7")
+    Replies(server, lambda text: "Prompt Following: 3 - done\nEdit Quality: 2 - fair\nTotal Score: 7")
     found = score_by_judge(inquiry, items, made(benchmark, items, tmp_path / "run"), make_judge(server.url))
     assert found.values() == {items[0].id: {"editing_quality": 7}}
 

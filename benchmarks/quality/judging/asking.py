@@ -1,5 +1,7 @@
 """Asks a judge a set of questions, each once as long as its answer is kept; it goes on where it was broken off."""
 
+import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ def ask(
     cap: Cap | None = None,
     offline: bool = False,
     give_up: int = 16,
+    seconds: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Judged:
     """Have questions answered, and read scores out of the answers.
@@ -40,6 +43,8 @@ def ask(
         cap: The rubric's cap rule, if it has one.
         offline: Ask nothing: read the answers that are there, and count the others as failed.
         give_up: Askings in a row without an answer, after which no more are tried and the rest count as failed.
+        seconds: After these no question is asked any more, and what has no answer counts as failed; what is on the way
+            is waited for. Null asks on.
         progress: Called with the number of questions that are done.
 
     Raises:
@@ -51,7 +56,8 @@ def ask(
         raise ConfigError(f"{times} questions have the key {key!r}", fix="give each a key of its own")
     if repeats < 1:
         raise ConfigError(f"questions are to be asked {repeats} times", fix="ask once at least")
-    asker = _Asker(judge, answers, repeats, offline, give_up)
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    asker = _Asker(judge, answers, repeats, offline, give_up, until)
     pool = ThreadPoolExecutor(judge.workers)
     try:
         asked = [pool.submit(asker.ask, question) for question in questions]
@@ -86,6 +92,7 @@ class _Asker:
     repeats: int
     offline: bool
     give_up: int
+    until: float
     failed_in_row: int = 0  # threads may miscount by one or two, which does not matter
 
     def ask(self, question: Question) -> list[Verdict]:
@@ -123,6 +130,8 @@ class _Asker:
                 raise ServiceError("there is no answer yet, and none was asked for")
             if self.failed_in_row >= self.give_up:
                 raise ServiceError(f"not asked, after {self.give_up} times in a row without an answer")
+            if time.monotonic() > self.until:
+                raise ServiceError("not asked: the time for it was over")
             try:
                 completion = self.judge.answer(prompt, repeat, question.key)
             except ServiceError:
