@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judges import Replies
 from official_files import WRITERS
 from servers import Server, chat_server, say
 
@@ -131,6 +132,32 @@ def test_one_command_makes_judges_and_tells(
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}
     assert run(name, files, out, "--judge-url", server.url, *MODEL, "--examples", "0") == 0
     assert set(rater.asked.values()) == {1} and before == {path: path.read_bytes() for path in before}
+
+
+def test_one_command_judges_what_else_is_measured_otherwise(server: Server, tmp_path: Path) -> None:
+    WRITERS["editverse"](tmp_path / "data")
+    Replies(server, lambda text: "Instruction: 3\nQuality: 1\nBackground: 2")
+    place = ["--root", str(tmp_path / "data"), "--accept-licence", "--out", str(tmp_path / "run"), "--frames", "9"]
+    command = ["bench", "run", "editverse", *place, *SMALL, "--judge-url", server.url, *MODEL, "--examples", "0"]
+    assert main(command) == 0
+    found = summary(tmp_path / "run")
+    judged = [(c["task"], c["metric"], c["value"], c["n"]) for c in found["cells"]]
+    assert judged == [(task, "editing_quality", 6, 1) for task in ("v2v", "rv2v", "ads2v")]
+    assert {row["score"] for row in found["missing"]} == {"pick", "frame_text", "video_text", "clip_tc", "dino_tc"}
+    (total,) = found["totals"]
+    assert total["figures"] == [] and "is missing" in total["why"] and not found["comparable"]
+
+
+def test_one_command_has_two_tables_of_bernini_bench(server: Server, tmp_path: Path) -> None:
+    WRITERS["bernini_bench"](tmp_path / "data")
+    Replies(server, lambda text: "Overall: 1\nInstruction following: 2\nConsistency: 3\nIdentity: 4\nQuality: 5")
+    place = ["--root", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--frames", "5", "--examples", "0"]
+    assert main(["bench", "run", "bernini_bench", *place, *SMALL, "--judge-url", server.url, *MODEL]) == 0
+    found = summary(tmp_path / "run")
+    assert found["comparable"] and found["failures"] == found["missing"] == [] and len(server.asked) == 46
+    figures = {row["figure"]: row["value"] for total in found["totals"] for row in total["figures"]}
+    assert (figures["v2v_OS"], figures["rv2v_IC"], figures["v2v_GQ (reasoning)"]) == (1, 4, 5)
+    assert [total["title"] for total in found["totals"]] == ["Bernini-Bench, v2v", "Bernini-Bench, rv2v"]
 
 
 def test_what_the_judge_failed_to_answer_is_asked_again_and_nothing_else(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from factories import FRAMES, callback, fit, make_config, write_config
 from judges import MODEL, Replies
+from local_judges import write_local_judge
 from official_files import WRITERS
 from servers import Server, chat_server, send
 from test_benchmark import same, summary, trained
@@ -81,6 +82,17 @@ def test_a_run_is_to_the_bit_what_it_is_without(
         whys = {"refuses": "status 401", "is ill": "status 500", "talks": "unparsed"}
         assert whys[judge] in told["failures"][0]["why"]
     assert told["comparable"] is False and told["judge"]["column"].startswith(f"{MODEL} #")
+
+
+def test_a_judge_that_is_loaded_beside_the_model_leaves_the_run_alone(
+    config: dict[str, Any], files: Path, tmp_path: Path
+) -> None:
+    local = {"local": str(write_local_judge(tmp_path / "judge"))}
+    losses, draws, state = trained(config, tmp_path / "plain")
+    again, drawn, found = trained(config, tmp_path / "judged", bench(tmp_path / "bench", files, "", 1, judge=local))
+    assert again == losses and drawn == draws and same(found["state_dict"], state["state_dict"])
+    told = summary(tmp_path / "bench" / "step-000002")
+    assert told["coverage"] == 0 and "unparsed" in told["failures"][0]["why"], "of a model that is random"
 
 
 def test_scores_and_coverage_reach_the_loggers(
