@@ -162,12 +162,12 @@ class BenchmarkCallback(L.Callback):
 
     def _tell(self, trainer: L.Trainer, folder: RunFolder, cells: Sequence[Cell]) -> None:
         """Write the summary and log the figures."""
-        heads = self._heads(folder)
-        scalars = {f"{c.task}/{heads[c.metric]}": c.value for c in cells if c.value is not None}
-        scalars["coverage"] = coverage(cells)
-        scalars["comparable"] = float(is_comparable(cells, self._items, self._of))
         for logger in trainer.loggers:
             with _surviving("a logger failed"):
+                heads = self._heads(folder)
+                scalars = {f"{c.task}/{heads[c.metric]}": c.value for c in cells if c.value is not None}
+                scalars["coverage"] = coverage(cells)
+                scalars["comparable"] = float(is_comparable(cells, self._items, self._of))
                 named = {f"bench/{self.benchmark.name}/{key}": value for key, value in scalars.items()}
                 logger.log_metrics(named, trainer.global_step)
         with _surviving("the summary cannot be written"):

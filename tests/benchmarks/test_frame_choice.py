@@ -48,6 +48,7 @@ def test_frames_of_the_rest() -> None:
     assert frames.editverse_text(81) == [0, 10, 20, 30, 40, 50, 60, 70]
     assert frames.editverse_text(4) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert frames.evenly(81, 16) == [0, 5, 10, 16, 21, 26, 32, 37, 42, 48, 53, 58, 64, 69, 74, 80]
+    assert frames.opens2v_judged(81) == list(range(0, 80, 5)) and frames.opens2v_judged(9) == list(range(9))
     assert frames.five_compared(41) == [0, 8, 16, 24, 32, 40]
     assert frames.five_judged(41) == [2, 6, 10, 14, 18, 22, 26, 30, 34, 38]
     assert frames.five_judged(8) == [2, 6] and frames.five_judged(4) == [2]

@@ -132,6 +132,15 @@ def test_a_run_that_is_trained_again_asks_for_nothing_that_it_has(
     assert [p.name for p in (tmp_path / "bench").iterdir()] == ["step-000002"]
 
 
+def test_validation_is_judged(config: dict[str, Any], files: Path, server: Server, tmp_path: Path) -> None:
+    Replies(server, lambda text: ANSWER)
+    config["trainer"]["limit_val_batches"] = 1
+    config["trainer"]["callbacks"].append(bench(tmp_path / "bench", files, server.url))
+    fit(config, verb="validate")
+    told = summary(tmp_path / "bench" / "validate")
+    assert told["coverage"] == 1 and {(c["metric"], c["value"]) for c in told["cells"]} == set(SCORES.items())
+
+
 def test_training_waits_so_long_and_no_longer(
     config: dict[str, Any], files: Path, server: Server, tmp_path: Path
 ) -> None:
