@@ -184,6 +184,26 @@ def test_a_judge_that_cannot_be_asked_is_told_before_training(
         assert told in error and "Traceback" not in error
 
 
+def test_the_configuration_has_a_run_judged(
+    config: dict[str, Any], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of-nobody")
+    monkeypatch.setenv("JUDGE_URL", server.url)
+    monkeypatch.setenv("RUN", str(tmp_path))
+    WRITERS["gedit"](tmp_path / "gedit")
+    text = (Path(__file__).parents[2] / "configs" / "bench" / "gedit_judged.yaml").read_text()
+    (tmp_path / "judged.yaml").write_text(text.replace("data/GEdit-Bench", str(tmp_path / "gedit")))
+    Replies(server, lambda text: '{"score": [7, 3]}')
+    config["trainer"]["max_steps"] = 1
+    fit(config, "-c", str(tmp_path / "judged.yaml"))
+    told = summary(tmp_path / "bench" / "gedit" / "step-000001")
+    assert told["coverage"] == 1 and told["comparable"] and len(server.asked) == 22
+    (total,) = told["totals"]
+    assert total["figures"][0] == {"figure": "G_SC", "value": 3, "n": 1}
+    saved = (Path(config["trainer"]["default_root_dir"]) / "config.yaml").read_text()
+    assert "key_variable: OPENAI_API_KEY" in saved and "of-nobody" not in saved
+
+
 def test_the_guide_has_a_run_judged(
     config: dict[str, Any], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

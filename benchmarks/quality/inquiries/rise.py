@@ -72,7 +72,7 @@ class RISEInquiry(Inquiry[RISE]):
         pair = "First image:", Shown(before, encoding=ENCODING), "Second image:", after
         reasoning = f"{kind} reasoning"
         if image:
-            reasoning += " by an image" + " alone" * (logical and "reasoning_wo_ins" in told)
+            reasoning += " by an image" + " alone" * (logical and bool(told.get("reasoning_wo_ins")))
         elif reference is None:
             raise DataError("nothing says what the edit has to show", where=item.id, fix="get the official file")
         elif not logical and "reasoning_img" in told:
