@@ -43,6 +43,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, where relative paths of configurations end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RUN", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "of-nobody")  # a judge's, who is not asked here
     return tmp_path
 
 
