@@ -64,32 +64,39 @@ class RISEInquiry(Inquiry[RISE]):
 
     def questions(self, item: Item, output: Path) -> list[Question]:
         """The image before and after, or the output alone, for each score that the item gets."""
-        told, kind, after = item.extra, item.category, Shown(output, encoding=ENCODING)
-        logical = kind == "logical"
-        image = told.get("reference_img") if kind == "spatial" or (logical and "reference_txt" not in told) else None
-        reference = told.get("reference_txt" if logical and "reference_txt" in told else "reference")
-        before = self.benchmark.folder / "data" / image if image else self.benchmark.sources(item)[1][0]
-        pair = "First image:", Shown(before, encoding=ENCODING), "Second image:", after
-        reasoning = f"{kind} reasoning"
-        if image:
-            reasoning += " by an image" + " alone" * (logical and bool(told.get("reasoning_wo_ins")))
-        elif reference is None:
-            raise DataError("nothing says what the edit has to show", where=item.id, fix="get the official file")
-        elif not logical and "reasoning_img" in told:
-            reasoning += " beside the source"
-        shown = {
-            "reasoning": (reasoning, pair if image or reasoning.endswith("source") else (after,)),
-            "consistency": (f"{kind} consistency", pair),
-            "plausibility": (f"{kind} plausibility", (after,)),
+        key, answer = _reasoning(item)
+        source = self.benchmark.folder / "data" / answer if answer else self.benchmark.sources(item)[1][0]
+        before, after = (Shown(path, encoding=ENCODING) for path in (source, output))
+        pair: tuple[str | Shown, ...] = ("First image:", before, "Second image:", after)
+        asked = {
+            "reasoning": (key, (after,) if key == f"{item.category} reasoning" else pair),
+            "consistency": (f"{item.category} consistency", pair),
+            "plausibility": (f"{item.category} plausibility", (after,)),
         }
-        facts = {"instruction": instruction(item), "reference": str(reference or "")}
+        facts = {"instruction": instruction(item), "reference": _reference(item)}
         return [
             self.question(
-                item,
-                (*shown[score][1], self.rubric.text(shown[score][0], **facts)),
-                Labelled({score: "Final score"}, 1, 5),
-                part=score,
+                item, (*shown, self.rubric.text(text, **facts)), Labelled({score: "Final score"}, 1, 5), part=score
             )
-            for score in self.scores
+            for score, (text, shown) in asked.items()
             if score in item.metrics
         ]
+
+
+def _reasoning(item: Item) -> tuple[str, str | None]:
+    """The text that asks for an item's reasoning, and the image that shows its answer, if one does."""
+    told, kind = item.extra, item.category
+    answer = told.get("reference_img")
+    if answer and (kind == "spatial" or (kind == "logical" and "reference_txt" not in told)):
+        alone = kind == "logical" and told.get("reasoning_wo_ins")
+        return f"{kind} reasoning by an image{' alone' if alone else ''}", answer
+    if not _reference(item):
+        raise DataError("nothing says what the edit has to show", where=item.id, fix="get the official file")
+    beside = kind != "logical" and "reasoning_img" in told
+    return f"{kind} reasoning{' beside the source' if beside else ''}", None
+
+
+def _reference(item: Item) -> str:
+    """What says in words what the edit has to show; puzzles have a text of their own for it."""
+    own = item.extra.get("reference_txt") if item.category == "logical" else None
+    return str(own or item.extra.get("reference") or "")
