@@ -23,6 +23,7 @@ from benchmarks.quality.judging.question import Judge
 from benchmarks.quality.official.base import OfficialBenchmark
 from benchmarks.quality.official.needs import is_cached
 from benchmarks.quality.official.registry import OFFICIAL
+from benchmarks.quality.page import write_page
 from benchmarks.quality.published.check import main as check_rows
 from benchmarks.quality.sampler import (
     Ceiling,
@@ -35,7 +36,6 @@ from benchmarks.quality.sampler import (
 )
 from benchmarks.quality.scoring import score
 from benchmarks.quality.summary import aggregate
-from benchmarks.quality.tables import write_page
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
 from bernini.flow.guidance import Omegas

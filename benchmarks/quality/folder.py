@@ -21,7 +21,8 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-MANIFEST, SUMMARY, JUDGE = "manifest.json", "summary.json", "judge/settings.json"
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
+JUDGE, ANSWERS = "judge/settings.json", "judge/answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class RunFolder:
         """All scores by item id and name."""
         rows = ((metric, row) for metric in metrics for row in self.scores(metric).rows().values())
         return {(row["id"], metric): row["value"] for metric, row in rows if "value" in row}
+
+    def scored(self, benchmark: Benchmark) -> tuple[str, ...]:
+        """Names of the scores that this run gives: those that need no judge, and those of the judge that was asked."""
+        judge = self.judge()
+        return (*benchmark.measured(), *(judge["scores"] if judge else ()))
 
     def output(self, benchmark: Benchmark, item: Item) -> Path:
         """Where the output of an item lies."""

@@ -102,6 +102,7 @@ class Benchmark(ABC):
         ranges: What each score may be, where that is not [0, 1].
         notes: Where it comes from, its licence, and what its figures may be compared with.
         places: Settings that say where its data lie and on what terms, which change no item.
+        lower_is_better: Scores that are better the lower they are.
         blank_targets: Whether the targets of its conversations are black and only say what size is wanted; then
             ``info["blank_target"]`` is true, and they are no reference.
         defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option; ``guidance`` holds
@@ -112,6 +113,7 @@ class Benchmark(ABC):
     version: ClassVar[str]
     metrics: ClassVar[Mapping[str, str]]
     ranges: ClassVar[Mapping[str, Range]] = {}
+    lower_is_better: ClassVar[Collection[str]] = ()
     notes: ClassVar[str]
     places: ClassVar[tuple[str, ...]] = ()
     blank_targets: ClassVar[bool] = False

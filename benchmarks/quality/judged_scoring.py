@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.folder import JUDGE, RunFolder, reason
+from benchmarks.quality.folder import ANSWERS, JUDGE, RunFolder, reason
 from benchmarks.quality.inquiries.base import Inquiry
 from benchmarks.quality.interface import Item
 from benchmarks.quality.judging.answers import Answers
@@ -50,7 +49,7 @@ def score_by_judge(
             questions += inquiry.questions(item, folder.output(inquiry.benchmark, item))
         except DataError as error:  # noted: the others can still be asked about
             unasked[item.id] = reason(error)
-    answers = Answers(folder.root / Path(JUDGE).parent / "answers.jsonl")
+    answers = Answers(folder.root / ANSWERS)
     judged = ask(judge, questions, answers, repeats=repeats, cap=cap, progress=progress)
     for score in inquiry.scores:
         known = folder.scores(score).rows()

@@ -69,6 +69,12 @@ class FiVE(Clips, Sourced):
         "niqe_target_image": "NIQE, lower is better",
         "motion_fidelity_score": "points move as in the source",
     }
+    lower_is_better: ClassVar[tuple[str, ...]] = (
+        "structure_distance",
+        "lpips_unedit_part",
+        "mse_unedit_part",
+        "niqe_target_image",
+    )
     needs: ClassVar[Needs] = {
         **dict.fromkeys(ANSWERS, (Judge("Qwen/Qwen2.5-VL-7B-Instruct", answers=3),)),
         "structure_distance": (DINO_B8,),
