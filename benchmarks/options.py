@@ -50,10 +50,20 @@ def add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="items of a task that are sampled together (default: %(default)s)")
     add("--bounds", action="store_true", help="also the unedited sources and the true targets through the VAE")
-    out = "folder of the run; a run that is there is gone on with (default: %(default)s)"
-    add("--out", type=Path, default=Path("runs/bench") / kind.name, help=out)
+    add_out(parser, kind)
     add_shard(parser)
     parser.set_defaults(guidance=guidance, **{k: v for k, v in kind.defaults.items() if k != "guidance"})
+
+
+def add_out(parser: ArgumentParser, kind: type[Benchmark]) -> None:
+    """The option of a run's folder."""
+    text = "folder of the run; a run that is there is gone on with (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/bench") / kind.name, help=text)
+
+
+def add_weights(parser: ArgumentParser) -> None:
+    """The option of weights that measure."""
+    parser.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")
 
 
 def add_shard(parser: ArgumentParser) -> None:

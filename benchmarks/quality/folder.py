@@ -1,7 +1,7 @@
 """The folder of a benchmark run: manifest, outputs, and what each stage says about each item.
 
-``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``, ``table.md``, ``table.csv``;
-where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
+``items.jsonl``, ``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``,
+``table.md``, ``table.csv``; where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
 Parts that several processes make side by side keep lists of their own, ``gen.0of4.jsonl``, and are read as one.
 """
 
@@ -21,7 +21,7 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
+ITEMS, MANIFEST, SUMMARY = "items.jsonl", "manifest.json", "summary.json"
 JUDGE, ANSWERS = "judge/settings.json", "judge/answers.jsonl"
 
 
@@ -148,7 +148,8 @@ class RunFolder:
             if self.manifest()["located"] != located:
                 self._write_manifest({**self.manifest(), "located": dict(located)})
             return
-        if self.root.exists() and any(self.root.iterdir()):
+        there = {file.name for file in self.root.glob("[!.]*")} if self.root.exists() else set()
+        if there - {ITEMS, MANIFEST}:
             raise ConfigError(f"{self.root} is not empty", why="it is not a benchmark's folder", fix="another --out")
         told = {"config_sha256": digest(identity), "run": identity, "located": dict(located)}
         self._write_manifest({**told, "environment": dict(environment)})

@@ -90,7 +90,7 @@ def gallery(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, coun
             facets = {"shown as": chosen, "task": item.task, "category": item.category}
             cases.append(
                 Case(
-                    title=f"{item.task} · {item.id}",
+                    title=item.id,
                     instruction=item.prompt,
                     clips=[shrunk(label, path, folder.root / EXAMPLES) for label, path in files],
                     scores={metric.replace("_", " "): row.get("value", "none") for metric, row in found.items()},

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -135,6 +136,10 @@ class Benchmark(ABC):
     def conversation(self, item: Item) -> Conversation:
         """The item with the pixels of its sources and, where it is known, of its target."""
 
+    def source_files(self, item: Item) -> Mapping[str, Path]:
+        """Files of the download that an item is made from and scored against, by their names there."""
+        return {}
+
     @abstractmethod
     def score(self, item: Item, pixels: Tensor) -> Mapping[str, float]:
         """Scores of an output ``[3, T, H, W]`` uint8, at least those of ``item.metrics`` that are `measured`."""
@@ -189,6 +194,8 @@ def cell(task: str, metric: str, found: Sequence[float], of: int, allowed: Range
         low, high = (end if math.isfinite(end) else None for end in (allowed.low, allowed.high))
         return Cell(task, metric, None, low, high, 0, of)
     mean = math.fsum(found) / len(found)
+    if math.isinf(mean):  # the PSNR of equal frames
+        return Cell(task, metric, mean, mean, mean, len(found), of)
     if is_share(allowed):
         return Cell(task, metric, mean, *interval(mean, len(found)), len(found), of)
     return Cell(task, metric, mean, *estimate([mean_of(np.array(found))], len(found)).bounds, len(found), of)

@@ -115,7 +115,7 @@ def test_a_browser_filters_sorts_and_plays(page: Path, tmp_path: Path) -> None:
         await tab.run(choose_from("shown as", "=worst"))
         assert len(await tab.run(seen)) == 4
         await tab.run(choose_from("shown as", "=score missing"))
-        assert await tab.run(seen) == [f"v2v · {LACKING}"]
+        assert await tab.run(seen) == [LACKING]
         assert "unparsed: <b>no</b> number" in await tab.run(
             "document.querySelector('.case:not([hidden])').textContent"
         )
