@@ -66,7 +66,12 @@ def main(argv: Sequence[str]) -> int:
     """Run `bernini bench`."""
     options = parser().parse_args(argv)
     disable_progress_bar()  # of loading models
-    options.run(options)
+    try:
+        options.run(options)
+    except OSError as error:  # such as a full disk, or a file where a folder was to be
+        raise BerniniError(
+            "a file cannot be read or written", where=str(error.filename or ""), why=str(error)
+        ) from error
     return 0
 
 
@@ -143,9 +148,7 @@ def make(options: Namespace) -> None:
     folder = RunFolder(options.out, options.shard)
     planned = (options.model / PLANNER).is_dir() and not options.no_plan
     config = _sampling(options, planned)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
+    device = _device(options.device)
     paths = {
         "lora": options.lora,
         "vae": options.vae or options.model,
@@ -255,6 +258,16 @@ def _items(benchmark: Benchmark) -> Sequence[Item]:
     return benchmark.items()
 
 
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"there is no device {name!r}", where="--device", why=why, fix="auto, cpu, cuda:0") from error
+    return device
+
+
 def _sampling(options: Namespace, planned: bool) -> SamplingConfig:
     usual, weights = options.guidance[planned]
     mode, omega = options.mode or usual, weights if options.omega is None else options.omega
@@ -295,7 +308,15 @@ def _runs(options: Namespace) -> Iterator[tuple[Benchmark, Sequence[Item], RunFo
         kind = BENCHMARKS.get(name)
         if kind is None:
             raise ConfigError(f"unknown benchmark {name!r}", where=str(path), why=f"there are {', '.join(BENCHMARKS)}")
-        benchmark = kind(**told["benchmark"]["settings"], **manifest["located"])
+        settings = {**told["benchmark"]["settings"], **manifest["located"]}
+        if unknown := settings.keys() - {setting.name for setting in fields(kind)}:
+            raise ConfigError(
+                f"{name} has no setting {min(unknown)!r}",
+                where=str(path),
+                why=f"the run is of version {version}, and this is {kind.version}",
+                fix="score it with the release that made it, or make it again",
+            )
+        benchmark = kind(**settings)
         every = _items(benchmark)
         # All items, those of the unedited sources, or those of a callback with a limit.
         possible = (every, [item for item in every if is_edit(item)], subset(every, told["items"]["count"]))

@@ -165,15 +165,13 @@ class RunFolder:
             ConfigError: The folder holds no run.
         """
         # Folders that were made before benchmarks had data elsewhere do not tell where they lie.
-        return {"located": {}, **self._read(MANIFEST, "`bernini bench generate` starts one")}
+        return {"located": {}, **self._read(MANIFEST, "`bernini bench generate` starts one", ("run", "environment"))}
 
     def judge(self) -> dict[str, Any] | None:
         """Who judged the outputs: ``column``, ``scores`` and ``settings``; none if nobody did."""
-        path = self.root / JUDGE
-        if not path.is_file():
+        if not (self.root / JUDGE).is_file():
             return None
-        told: dict[str, Any] = json.loads(path.read_text())
-        return told
+        return self._read(JUDGE, "", ("column", "scores", "settings"))
 
     def summary(self) -> dict[str, Any]:
         """The summary.
@@ -181,13 +179,19 @@ class RunFolder:
         Raises:
             ConfigError: Nothing was aggregated yet.
         """
-        return self._read(SUMMARY, f"bernini bench aggregate {self.root}")
+        return self._read(SUMMARY, f"bernini bench aggregate {self.root}", ("cells", "run"))
 
-    def _read(self, name: str, fix: str) -> dict[str, Any]:
+    def _read(self, name: str, fix: str, keys: Sequence[str]) -> dict[str, Any]:
         path = self.root / name
         if not path.is_file():
             raise ConfigError(f"no {name} in {self.root}", where=str(path), why="the file does not exist", fix=fix)
-        return json.loads(path.read_text())
+        try:
+            told: dict[str, Any] = json.loads(path.read_text())
+            if lacking := [key for key in keys if key not in told]:
+                raise ValueError(f"there is no {lacking[0]!r}")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{name} is damaged", where=str(path), why=str(error), fix=fix) from error
+        return told
 
 
 def _drop_unfinished(file: BinaryIO) -> None:

@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.quality.folder import ANSWERS, RunFolder
+from benchmarks.quality.folder import ANSWERS, RunFolder, reason
 from benchmarks.quality.interface import Benchmark, Item, asked, subset
 from benchmarks.quality.judging.answers import answered
 from benchmarks.quality.tables import write_inputs
+from bernini.errors import DataError
 from bernini.media import fit_size, read_image, read_video, resize, write_image, write_video
 from bernini.report import Case
 
@@ -86,19 +87,26 @@ def gallery(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, coun
         for item in own:
             found = {metric: rows[metric].get(item.id, {"failed": "not scored yet"}) for metric in item.metrics}
             missing = {metric: row["failed"] for metric, row in found.items() if "failed" in row}
-            files = [*write_inputs(benchmark, item, folder.root / EXAMPLES), ("output", folder.output(benchmark, item))]
+            notes = [
+                *((f"why there is no {metric.replace('_', ' ')}", why) for metric, why in missing.items()),
+                *((f"judge's answer: {asking}", text) for asking, text in said.get(item.id, ())),
+            ]
+            clips = [
+                shrunk(*file, folder.root / EXAMPLES) for file in write_inputs(benchmark, item, folder.root / EXAMPLES)
+            ]
+            try:
+                clips.append(shrunk("output", folder.output(benchmark, item), folder.root / EXAMPLES))
+            except DataError as error:
+                notes.insert(0, ("why no output is shown", reason(error)))
             facets = {"shown as": chosen, "task": item.task, "category": item.category}
             cases.append(
                 Case(
                     title=item.id,
                     instruction=item.prompt,
-                    clips=[shrunk(label, path, folder.root / EXAMPLES) for label, path in files],
+                    clips=clips,
                     scores={metric.replace("_", " "): row.get("value", "none") for metric, row in found.items()},
                     facets={name: value for name, value in facets.items() if value},
-                    notes=[
-                        *((f"why there is no {metric.replace('_', ' ')}", why) for metric, why in missing.items()),
-                        *((f"judge's answer: {asking}", text) for asking, text in said.get(item.id, ())),
-                    ],
+                    notes=notes,
                 )
             )
     return cases

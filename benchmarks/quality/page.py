@@ -9,7 +9,6 @@ from benchmarks.quality.folder import RunFolder
 from benchmarks.quality.gallery import gallery
 from benchmarks.quality.interface import Benchmark, Item
 from benchmarks.quality.tables import LACKING, head_and_body, headline, lacking, legend
-from bernini.errors import ConfigError
 from bernini.report import Report, Table, write_report
 
 
@@ -25,8 +24,6 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
     Raises:
         ConfigError: Nothing was aggregated yet.
     """
-    if examples < 0:
-        raise ConfigError("--examples is at least 0")
     summary, manifest = folder.summary(), folder.manifest()
     head, body = head_and_body(summary, folder.root)
     told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
