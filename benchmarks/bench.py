@@ -148,7 +148,7 @@ def make(options: Namespace) -> None:
     folder = RunFolder(options.out, options.shard)
     planned = (options.model / PLANNER).is_dir() and not options.no_plan
     config = _sampling(options, planned)
-    device = _device(options.device)
+    device = _device(options)
     paths = {
         "lora": options.lora,
         "vae": options.vae or options.model,
@@ -258,7 +258,8 @@ def _items(benchmark: Benchmark) -> Sequence[Item]:
     return benchmark.items()
 
 
-def _device(name: str) -> torch.device:
+def _device(options: Namespace) -> torch.device:
+    name = options.device
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)

@@ -23,7 +23,8 @@ class Tab:
     """A tab of the browser.
 
     Attributes:
-        told: What the console said, errors and exceptions included, and every address that was asked for.
+        told: What the console said, errors and exceptions included.
+        fetched: Schemes of all addresses that were asked for.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:

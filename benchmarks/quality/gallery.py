@@ -14,7 +14,7 @@ from bernini.media import fit_size, read_image, read_video, resize, write_image,
 from bernini.report import Case
 
 EXAMPLES = "examples"
-EDGE = 512  # pixels of the longest edge that a page embeds
+EDGE = 384  # pixels of the longest edge that a page embeds
 
 
 def standings(

@@ -11,6 +11,8 @@ from benchmarks.quality.interface import Benchmark, Item
 from benchmarks.quality.tables import LACKING, head_and_body, headline, lacking, legend
 from bernini.report import Report, Table, write_report
 
+MAX_MIB = 60.0  # about twice what the usual number of items takes, of clips of 81 frames
+
 
 def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, examples: int) -> Path:
     """Write ``report.html``.
@@ -42,4 +44,4 @@ def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, e
         config=json.dumps(manifest["run"], indent=2),
         environment=manifest["environment"],
     )
-    return write_report(report, folder.root / "report.html")
+    return write_report(report, folder.root / "report.html", MAX_MIB)
