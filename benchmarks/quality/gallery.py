@@ -49,20 +49,22 @@ def choose(
 ) -> dict[str, list[Item]]:
     """Items to show: a quarter each of the worst, the best and those that lack a score; random ones fill up.
 
+    An item that does as well as the others of its task is neither good nor bad.
+
     Args:
         items: Items with outputs, asked for the scores that the run gives.
         values: Score by item id and name.
         lower: Scores that are better the lower they are.
         count: How many at most.
     """
-    whole = [item for item in items if all((item.id, metric) in values for metric in item.metrics)]
+    lacking = {item.id for item in items for metric in item.metrics if (item.id, metric) not in values}
+    whole = [item for item in items if item.id not in lacking]
     rank = standings(whole, values, lower)
     ranked = sorted((item for item in whole if item.id in rank), key=lambda item: (rank[item.id], item.id))
-    each = min(count // 4, len(ranked) // 2)
     found = {
-        "worst": ranked[:each],
-        "best": ranked[len(ranked) - each :][::-1],
-        "score missing": subset([item for item in items if item not in whole], count // 4),
+        "worst": [item for item in ranked if rank[item.id] < 0.5][: count // 4],
+        "best": [item for item in reversed(ranked) if rank[item.id] > 0.5][: count // 4],
+        "score missing": subset([item for item in items if item.id in lacking], count // 4),
     }
     seen = {item.id for own in found.values() for item in own}
     found["random"] = subset([item for item in items if item.id not in seen], count - len(seen))

@@ -71,7 +71,9 @@ def test_the_worst_the_best_and_random_ones_are_shown_once_each(count: int) -> N
         if own := found[chosen]:
             assert rank[own[0].id] == least(rank[item.id] for item in ITEMS if item.id != LACKING)
     assert [item.id for item in found["score missing"]] == [LACKING] * (count >= 4)
-    assert choose(ITEMS, {}, (), count)["worst"] == [], "nothing is best where nothing is scored"
+    for alike in ({}, dict.fromkeys(VALUES, 1.0)):
+        found = choose(ITEMS, alike, (), count)
+        assert found["worst"] == found["best"] == [], "nothing is best where nothing is scored, or all is alike"
 
 
 def test_what_the_judge_said_of_an_output_of_before_is_past(tmp_path: Path) -> None:
