@@ -12,9 +12,18 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.judges import judge_of
-from benchmarks.options import add_examples, add_judge, add_model, add_settings, add_shard, add_workers
+from benchmarks.options import (
+    add_examples,
+    add_judge,
+    add_model,
+    add_out,
+    add_settings,
+    add_shard,
+    add_weights,
+    add_workers,
+)
 from benchmarks.quality.environment import environment
-from benchmarks.quality.folder import RunFolder, Shard, describe
+from benchmarks.quality.folder import ITEMS, MANIFEST, RunFolder, Shard, describe
 from benchmarks.quality.generating import generate
 from benchmarks.quality.inquiries.registry import INQUIRIES
 from benchmarks.quality.interface import Benchmark, Item, subset
@@ -23,6 +32,8 @@ from benchmarks.quality.judging.question import Judge
 from benchmarks.quality.official.base import OfficialBenchmark
 from benchmarks.quality.official.needs import is_cached
 from benchmarks.quality.official.registry import OFFICIAL
+from benchmarks.quality.page import write_page
+from benchmarks.quality.preparing import prepare
 from benchmarks.quality.published.check import main as check_rows
 from benchmarks.quality.sampler import (
     Ceiling,
@@ -35,7 +46,6 @@ from benchmarks.quality.sampler import (
 )
 from benchmarks.quality.scoring import score
 from benchmarks.quality.summary import aggregate
-from benchmarks.quality.tables import write_page
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import BerniniError, ConfigError
 from bernini.flow.guidance import Omegas
@@ -56,7 +66,12 @@ def main(argv: Sequence[str]) -> int:
     """Run `bernini bench`."""
     options = parser().parse_args(argv)
     disable_progress_bar()  # of loading models
-    options.run(options)
+    try:
+        options.run(options)
+    except OSError as error:  # such as a full disk, or a file where a folder was to be
+        raise BerniniError(
+            "a file cannot be read or written", where=str(error.filename or ""), why=str(error)
+        ) from error
     return 0
 
 
@@ -91,6 +106,26 @@ def check(options: Namespace) -> None:
     assert isinstance(benchmark, OfficialBenchmark)
     for line in benchmark.inventory(partial(is_cached, folder=options.weights)):
         print(line)
+    _tell_scorers(benchmark)
+
+
+def ready(options: Namespace) -> None:
+    """The stage `prepare`."""
+    benchmark = _benchmark(options)
+    items = _items(benchmark)
+    path = options.list or options.out / ITEMS
+    fixed = path == options.out / ITEMS and (options.out / MANIFEST).is_file()
+    with _bar(f"reading {benchmark.name}", Shard(), items) as progress:
+        found = prepare(benchmark, items, path, check=True, fixed=fixed, progress=progress)
+    print(f"there: {found.items} items, {found.files} source files, sha256 {found.sha256}: {path}")
+    if isinstance(benchmark, OfficialBenchmark):
+        scores = {metric for item in items for metric in item.metrics}
+        for line in benchmark.wanted(scores, partial(is_cached, folder=options.weights)):
+            print(line)
+        _tell_scorers(benchmark)
+
+
+def _tell_scorers(benchmark: Benchmark) -> None:
     print(f"scored from pixels: {', '.join(benchmark.measured()) or 'nothing'}")
     asked = INQUIRIES[benchmark.name].scores if benchmark.name in INQUIRIES else ()
     print(f"scored by a judge that is named: {', '.join(asked) or 'nothing'}")
@@ -107,14 +142,13 @@ def run(options: Namespace) -> None:
 
 
 def make(options: Namespace) -> None:
-    """The stage `generate`."""
+    """The stage `generate`, after `prepare` where that was not done."""
     benchmark = _benchmark(options)
     items = _items(benchmark)
+    folder = RunFolder(options.out, options.shard)
     planned = (options.model / PLANNER).is_dir() and not options.no_plan
     config = _sampling(options, planned)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
+    device = _device(options)
     paths = {
         "lora": options.lora,
         "vae": options.vae or options.model,
@@ -127,12 +161,14 @@ def make(options: Namespace) -> None:
         "sampling": sampling_facts(config, tasks, planned)
         | {"text_rows": rows, "dtype": options.dtype, "autocast": device.type == "cuda"},
     }
+    if not (folder.root / MANIFEST).is_file():
+        with _bar(f"reading {benchmark.name}", Shard(), items) as progress:
+            prepare(benchmark, items, folder.root / ITEMS, progress=progress)
     sampler = load_sampler(
         options.model, **paths, rows=rows, config=config, dtype=options.dtype, device=device, planned=planned
     )
     if planned:
         identity["sampling"]["planning"] = asdict(sampler.planning)
-    folder = RunFolder(options.out, options.shard)
     folder.start({**describe(benchmark, items, len(items)), **identity}, environment(), benchmark.located())
     _generate(benchmark, items, sampler, folder, config.seed, options.batch_size)
     if options.bounds:
@@ -215,6 +251,17 @@ def _items(benchmark: Benchmark) -> Sequence[Item]:
     return benchmark.items()
 
 
+def _device(options: Namespace) -> torch.device:
+    name = options.device
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"there is no device {name!r}", where="--device", why=why, fix="auto, cpu, cuda:0") from error
+    return device
+
+
 def _sampling(options: Namespace, planned: bool) -> SamplingConfig:
     usual, weights = options.guidance[planned]
     mode, omega = options.mode or usual, weights if options.omega is None else options.omega
@@ -255,7 +302,15 @@ def _runs(options: Namespace) -> Iterator[tuple[Benchmark, Sequence[Item], RunFo
         kind = BENCHMARKS.get(name)
         if kind is None:
             raise ConfigError(f"unknown benchmark {name!r}", where=str(path), why=f"there are {', '.join(BENCHMARKS)}")
-        benchmark = kind(**told["benchmark"]["settings"], **manifest["located"])
+        settings = {**told["benchmark"]["settings"], **manifest["located"]}
+        if unknown := settings.keys() - {setting.name for setting in fields(kind)}:
+            raise ConfigError(
+                f"{name} has no setting {min(unknown)!r}",
+                where=str(path),
+                why=f"the run is of version {version}, and this is {kind.version}",
+                fix="score it with the release that made it, or make it again",
+            )
+        benchmark = kind(**settings)
         every = _items(benchmark)
         # All items, those of the unedited sources, or those of a callback with a limit.
         possible = (every, [item for item in every if is_edit(item)], subset(every, told["items"]["count"]))
@@ -300,6 +355,15 @@ def parser() -> ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="STAGE")
     verbs.add_parser("list", help="the benchmarks and what they measure").set_defaults(run=list_benchmarks)
     add_check(verbs.add_parser("check", help="what a benchmark's run would lack, or whether printed totals add up"))
+    preparing = verbs.add_parser("prepare", help="read and hash what a benchmark is made from, and list its items")
+    names = preparing.add_subparsers(required=True, metavar="NAME", dest="benchmark")
+    for name, kind in BENCHMARKS.items():
+        one = names.add_parser(name, help=kind.notes)
+        add_settings(one, kind)
+        add_out(one, kind)
+        one.add_argument("--list", type=Path, metavar="FILE", help="write the list there, not into the folder")
+        add_weights(one)
+        one.set_defaults(run=ready)
     for verb, stage, text in (
         ("run", run, "all stages, one after the other"),
         ("generate", make, "make what is not there yet"),
@@ -337,4 +401,4 @@ def add_check(parser: ArgumentParser) -> None:
     for name, kind in OFFICIAL.items():
         one = names.add_parser(name, help=kind.notes)
         add_settings(one, kind)
-        one.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")
+        add_weights(one)

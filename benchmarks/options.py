@@ -1,7 +1,7 @@
 """Options of `bernini bench` that several of its stages share."""
 
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,11 @@ def add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add("--lora", type=Path, help="LoRA to merge: a folder, a run or a file")
     add("--vae", type=Path, help="folder of the VAE (default: the model's)")
     add("--text", type=Path, help="folder with text_encoder/ and tokenizer/ (default: the model's)")
-    add("--text-rows", type=int, help="context rows, as in training (default: the longest text of the tokenizer)")
+    add(
+        "--text-rows",
+        type=_counted(1),
+        help="context rows, as in training (default: the longest text of the tokenizer)",
+    )
     config = SamplingConfig()
     add("--steps", type=int, default=config.steps, help="solver steps (default: %(default)s)")
     add("--shift", type=float, default=config.shift, help="flow shift (default: %(default)s)")
@@ -48,12 +52,27 @@ def add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
-    add("--batch-size", type=int, default=32, help="items of a task that are sampled together (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=_counted(1),
+        default=32,
+        help="items of a task that are sampled together (default: %(default)s)",
+    )
     add("--bounds", action="store_true", help="also the unedited sources and the true targets through the VAE")
-    out = "folder of the run; a run that is there is gone on with (default: %(default)s)"
-    add("--out", type=Path, default=Path("runs/bench") / kind.name, help=out)
+    add_out(parser, kind)
     add_shard(parser)
     parser.set_defaults(guidance=guidance, **{k: v for k, v in kind.defaults.items() if k != "guidance"})
+
+
+def add_out(parser: ArgumentParser, kind: type[Benchmark]) -> None:
+    """The option of a run's folder."""
+    text = "folder of the run; a run that is there is gone on with (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/bench") / kind.name, help=text)
+
+
+def add_weights(parser: ArgumentParser) -> None:
+    """The option of weights that measure."""
+    parser.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")
 
 
 def add_shard(parser: ArgumentParser) -> None:
@@ -63,7 +82,7 @@ def add_shard(parser: ArgumentParser) -> None:
 
 def add_workers(parser: ArgumentParser) -> None:
     """The option of processes that score."""
-    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: this one)")
+    parser.add_argument("--workers", type=_counted(0), default=0, help="processes that score (default: this one)")
 
 
 def add_judge(parser: ArgumentParser) -> None:
@@ -74,7 +93,11 @@ def add_judge(parser: ArgumentParser) -> None:
     add("--judge-revision", default="", help="what pins a model whose name has no date")
     add("--judge-key-env", metavar="NAME", help="environment variable that holds the key (default: no key is sent)")
     add("--judge-local", type=Path, metavar="FOLDER", help="a Qwen2.5-VL on this machine instead")
-    add("--repeats", type=int, help="how often each question is asked (default: as the benchmark's protocol has it)")
+    add(
+        "--repeats",
+        type=_counted(1),
+        help="how often each question is asked (default: as the benchmark's protocol has it)",
+    )
     text = "whether scores above the one that caps them are lowered, where the rubric has such a rule (default: off)"
     add("--cap", choices=("off", "enforce"), help=text)
     add("--rubric", type=Path, metavar="FILE", help="JSON of other texts for the judge (default: our own)")
@@ -82,7 +105,9 @@ def add_judge(parser: ArgumentParser) -> None:
 
 def add_examples(parser: ArgumentParser) -> None:
     """The option of items that the report shows."""
-    parser.add_argument("--examples", type=int, default=24, help="items that the report shows (default: %(default)s)")
+    parser.add_argument(
+        "--examples", type=_counted(0), default=24, help="items that the report shows (default: %(default)s)"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -94,6 +119,15 @@ def _weights(text: str) -> dict[str, float]:
         return {name.strip(): float(value) for name, value in (pair.split("=") for pair in text.split(","))}
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is not of the form txt=4,img=4.5") from error
+
+
+def _counted(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+        return int(text)
+
+    return read
 
 
 def _told(weights: Mapping[str, float]) -> str:

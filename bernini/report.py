@@ -1,5 +1,6 @@
 """A run as one HTML file that needs nothing else: figures, curves and clips side by side, with what produced them."""
 
+import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +30,21 @@ class Case:
             are, and browsers play H.264 in yuv420p; any other pixel format is named in the caption. PNG, JPEG and WebP
             files serve for images.
         scores: Figures of this example, or words.
+        facets: What it can be found by, e.g. its task and category; the page has a menu for each.
+        notes: Label and text of what is too long for a figure, such as a judge's answer; they unfold.
     """
 
     title: str
     instruction: str
     clips: Sequence[tuple[str, Path]]
     scores: Mapping[str, float | str] = field(default_factory=dict)
+    facets: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The scores that can be compared."""
+        return {n: score for n, score in self.scores.items() if not isinstance(score, str) and math.isfinite(score)}
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,8 @@ def write_report(report: Report, path: str | Path, max_mib: float = MAX_MIB) -> 
         frame=chart,
         plots=[(c.title, plot(c)) for c in report.charts],
         cases=[(case, [embed(label, file) for label, file in case.clips]) for case in report.cases],
+        menus=menus(report.cases),
+        figures=list(dict.fromkeys(name for case in report.cases for name in case.figures)),
     ).encode("utf-8", errors="replace")
     if len(page) > max_mib * 2**20:
         raise DataError(
@@ -127,6 +139,15 @@ def write_report(report: Report, path: str | Path, max_mib: float = MAX_MIB) -> 
     with replacing(path) as temporary:
         temporary.write_bytes(page)
     return Path(path)
+
+
+def menus(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """The values of each facet, in order of appearance; a facet of one value is no choice."""
+    found: dict[str, dict[str, None]] = {}
+    for case in cases:
+        for facet, value in case.facets.items():
+            found.setdefault(facet, {})[value] = None
+    return {facet: list(values) for facet, values in found.items() if len(values) > 1}
 
 
 def embed(label: str, path: Path) -> Clip:

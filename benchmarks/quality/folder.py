@@ -1,7 +1,7 @@
 """The folder of a benchmark run: manifest, outputs, and what each stage says about each item.
 
-``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``, ``table.md``, ``table.csv``;
-where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
+``items.jsonl``, ``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``,
+``table.md``, ``table.csv``; where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
 Parts that several processes make side by side keep lists of their own, ``gen.0of4.jsonl``, and are read as one.
 """
 
@@ -21,7 +21,8 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-MANIFEST, SUMMARY, JUDGE = "manifest.json", "summary.json", "judge/settings.json"
+ITEMS, MANIFEST, SUMMARY = "items.jsonl", "manifest.json", "summary.json"
+JUDGE, ANSWERS = "judge/settings.json", "judge/answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class RunFolder:
         rows = ((metric, row) for metric in metrics for row in self.scores(metric).rows().values())
         return {(row["id"], metric): row["value"] for metric, row in rows if "value" in row}
 
+    def scored(self, benchmark: Benchmark) -> tuple[str, ...]:
+        """Names of the scores that this run gives: those that need no judge, and those of the judge that was asked."""
+        judge = self.judge()
+        return (*benchmark.measured(), *(judge["scores"] if judge else ()))
+
     def output(self, benchmark: Benchmark, item: Item) -> Path:
         """Where the output of an item lies."""
         return self.root / "videos" / benchmark.output_path(item)
@@ -142,7 +148,8 @@ class RunFolder:
             if self.manifest()["located"] != located:
                 self._write_manifest({**self.manifest(), "located": dict(located)})
             return
-        if self.root.exists() and any(self.root.iterdir()):
+        there = {file.name for file in self.root.glob("[!.]*")} if self.root.exists() else set()
+        if there - {ITEMS, MANIFEST}:
             raise ConfigError(f"{self.root} is not empty", why="it is not a benchmark's folder", fix="another --out")
         told = {"config_sha256": digest(identity), "run": identity, "located": dict(located)}
         self._write_manifest({**told, "environment": dict(environment)})
@@ -158,15 +165,13 @@ class RunFolder:
             ConfigError: The folder holds no run.
         """
         # Folders that were made before benchmarks had data elsewhere do not tell where they lie.
-        return {"located": {}, **self._read(MANIFEST, "`bernini bench generate` starts one")}
+        return {"located": {}, **self._read(MANIFEST, "`bernini bench generate` starts one", ("run", "environment"))}
 
     def judge(self) -> dict[str, Any] | None:
         """Who judged the outputs: ``column``, ``scores`` and ``settings``; none if nobody did."""
-        path = self.root / JUDGE
-        if not path.is_file():
+        if not (self.root / JUDGE).is_file():
             return None
-        told: dict[str, Any] = json.loads(path.read_text())
-        return told
+        return self._read(JUDGE, "", ("column", "scores", "settings"))
 
     def summary(self) -> dict[str, Any]:
         """The summary.
@@ -174,13 +179,19 @@ class RunFolder:
         Raises:
             ConfigError: Nothing was aggregated yet.
         """
-        return self._read(SUMMARY, f"bernini bench aggregate {self.root}")
+        return self._read(SUMMARY, f"bernini bench aggregate {self.root}", ("cells", "run"))
 
-    def _read(self, name: str, fix: str) -> dict[str, Any]:
+    def _read(self, name: str, fix: str, keys: Sequence[str]) -> dict[str, Any]:
         path = self.root / name
         if not path.is_file():
             raise ConfigError(f"no {name} in {self.root}", where=str(path), why="the file does not exist", fix=fix)
-        return json.loads(path.read_text())
+        try:
+            told: dict[str, Any] = json.loads(path.read_text())
+            if lacking := [key for key in keys if key not in told]:
+                raise ValueError(f"there is no {lacking[0]!r}")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{name} is damaged", where=str(path), why=str(error), fix=fix) from error
+        return told
 
 
 def _drop_unfinished(file: BinaryIO) -> None:

@@ -42,8 +42,13 @@ def generate(
         CheckpointError: The sampler's weights do not fit.
     """
     own = folder.shard.of(items)
-    todo = [item for item in own if not _is_made(folder.output(benchmark, item), item)]
-    done = len(own) - len(todo)
+    made = {item.id for item in own if _is_made(folder.output(benchmark, item), item)}
+    told = folder.generated.rows()
+    # A process that was killed may have written an output and not said so.
+    if untold := [item for item in own if item.id in made and "file" not in told.get(item.id, {})]:
+        folder.generated.append([_row(benchmark, item, folder, seed) for item in untold])
+    todo = [item for item in own if item.id not in made]
+    done = len(made)
     progress(done)
     for batch in batches(todo, batch_size):
         folder.generated.append(produce(benchmark, batch, sampler, folder, seed))
@@ -78,15 +83,20 @@ def produce(benchmark: Benchmark, items: Sequence[Item], sampler: Sampler, folde
         raise  # it would be the same for every batch
     except Exception as error:
         return rows + [{"id": item.id, "failed": reason(error)} for item, _ in ready]
-    for (item, _), pixels, own in zip(ready, made, seeds, strict=True):
+    for (item, _), pixels in zip(ready, made, strict=True):
         path = folder.output(benchmark, item)
         try:
             _write(path, pixels, item)
         except Exception as error:
             rows.append({"id": item.id, "failed": reason(error)})
         else:
-            rows.append({"id": item.id, "file": str(path.relative_to(folder.root)), "seed": own})
+            rows.append(_row(benchmark, item, folder, seed))
     return rows
+
+
+def _row(benchmark: Benchmark, item: Item, folder: RunFolder, seed: int) -> Row:
+    path = folder.output(benchmark, item)
+    return {"id": item.id, "file": str(path.relative_to(folder.root)), "seed": item.seed(seed)}
 
 
 def _is_made(path: Path, item: Item) -> bool:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -102,6 +103,7 @@ class Benchmark(ABC):
         ranges: What each score may be, where that is not [0, 1].
         notes: Where it comes from, its licence, and what its figures may be compared with.
         places: Settings that say where its data lie and on what terms, which change no item.
+        lower_is_better: Scores that are better the lower they are.
         blank_targets: Whether the targets of its conversations are black and only say what size is wanted; then
             ``info["blank_target"]`` is true, and they are no reference.
         defaults: Its own defaults of `bernini bench`'s options of model and sampling, by option; ``guidance`` holds
@@ -112,6 +114,7 @@ class Benchmark(ABC):
     version: ClassVar[str]
     metrics: ClassVar[Mapping[str, str]]
     ranges: ClassVar[Mapping[str, Range]] = {}
+    lower_is_better: ClassVar[Collection[str]] = ()
     notes: ClassVar[str]
     places: ClassVar[tuple[str, ...]] = ()
     blank_targets: ClassVar[bool] = False
@@ -132,6 +135,10 @@ class Benchmark(ABC):
     @abstractmethod
     def conversation(self, item: Item) -> Conversation:
         """The item with the pixels of its sources and, where it is known, of its target."""
+
+    def source_files(self, item: Item) -> Mapping[str, Path]:
+        """Files of the download that an item is made from and scored against, by their names there."""
+        return {}
 
     @abstractmethod
     def score(self, item: Item, pixels: Tensor) -> Mapping[str, float]:
@@ -187,6 +194,8 @@ def cell(task: str, metric: str, found: Sequence[float], of: int, allowed: Range
         low, high = (end if math.isfinite(end) else None for end in (allowed.low, allowed.high))
         return Cell(task, metric, None, low, high, 0, of)
     mean = math.fsum(found) / len(found)
+    if math.isinf(mean):  # the PSNR of equal frames
+        return Cell(task, metric, mean, mean, mean, len(found), of)
     if is_share(allowed):
         return Cell(task, metric, mean, *interval(mean, len(found)), len(found), of)
     return Cell(task, metric, mean, *estimate([mean_of(np.array(found))], len(found)).bounds, len(found), of)

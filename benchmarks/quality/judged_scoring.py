@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.folder import JUDGE, RunFolder, reason
+from benchmarks.quality.folder import ANSWERS, JUDGE, RunFolder, reason
 from benchmarks.quality.inquiries.base import Inquiry
 from benchmarks.quality.interface import Item
 from benchmarks.quality.judging.answers import Answers
@@ -54,7 +53,7 @@ def score_by_judge(
             questions += inquiry.questions(item, folder.output(inquiry.benchmark, item))
         except DataError as error:  # noted: the others can still be asked about
             unasked.append((item, reason(error)))
-    answers = Answers(folder.root / Path(JUDGE).parent / "answers.jsonl")
+    answers = Answers(folder.root / ANSWERS)
     part = len(items) / max(1, len(questions))
     asked = ask(
         judge,

@@ -16,8 +16,7 @@ from bernini.files import replacing
 
 def aggregate(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder) -> dict[str, Any]:
     """Make the table of everything that has been scored, and write it down; gives the summary."""
-    judge = folder.judge()
-    scored = (*benchmark.measured(), *(judge["scores"] if judge else ()))
+    scored = folder.scored(benchmark)
     cells = benchmark.aggregate(asked(items, scored), folder.values(scored))
     summary = summarise(benchmark, items, scored, cells, folder)
     write_summary(folder, summary)

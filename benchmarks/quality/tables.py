@@ -1,4 +1,4 @@
-"""A run's summary as Markdown, CSV and an HTML page."""
+"""A run's summary as Markdown and CSV, and its inputs as files."""
 
 import csv
 import io
@@ -9,8 +9,7 @@ from typing import Any
 
 from benchmarks.quality.beside import printed, totals
 from benchmarks.quality.folder import RunFolder
-from benchmarks.quality.interface import Benchmark, Item, subset
-from bernini.errors import ConfigError
+from benchmarks.quality.interface import Benchmark, Item
 from bernini.files import replacing
 from bernini.media import write_image, write_video
 
@@ -147,47 +146,3 @@ def write_inputs(benchmark: Benchmark, item: Item, folder: Path) -> list[tuple[s
                 write_image(path, pixels)
         files.append((label, path))
     return files
-
-
-def write_page(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, examples: int) -> Path:
-    """Write ``report.html``: the table, some examples and how the run was made.
-
-    Args:
-        benchmark: Gives the inputs of the examples.
-        items: All items of the run.
-        folder: The run, aggregated.
-        examples: How many items to show, as evenly over the tasks as can be.
-
-    Raises:
-        ConfigError: Nothing was aggregated yet.
-    """
-    from bernini.report import Case, Report, Table, write_report
-
-    if examples < 0:
-        raise ConfigError("--examples is at least 0")
-    summary, manifest = folder.summary(), folder.manifest()
-    values = folder.values(benchmark.metrics)
-    made = [item for item in items if folder.output(benchmark, item).is_file()]
-    cases = []
-    for item in subset(made, examples):
-        clips = [*write_inputs(benchmark, item, folder.root / "examples"), ("output", folder.output(benchmark, item))]
-        scores = {m.replace("_", " "): values[item.id, m] for m in item.metrics if (item.id, m) in values}
-        cases.append(Case(f"{item.task} · {item.id}", item.prompt, clips, scores))
-    head, body = head_and_body(summary, folder.root)
-    told = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in benchmark.metrics.items())
-    tables = [Table("Scores", head, body, f"{legend(summary)} {told[0].upper()}{told[1:]}.")] if body else []
-    tables += [Table(table.title, table.head, table.body, table.note) for table in totals(summary)]
-    if summary["missing"]:
-        tables.append(Table("Not scored in this run", LACKING, lacking(summary)))
-    if summary["failures"]:
-        rows = [[row["id"], row["stage"], row["why"]] for row in summary["failures"]]
-        tables.append(Table("Failures", ["item", "stage", "why"], rows))
-    report = Report(
-        title=f"Benchmark {benchmark.name}",
-        lead=f"{headline(summary)}. {benchmark.notes}",
-        tables=tables,
-        cases=cases,
-        config=json.dumps(manifest["run"], indent=2),
-        environment=manifest["environment"],
-    )
-    return write_report(report, folder.root / "report.html")

@@ -62,7 +62,17 @@ def whole(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_clips_scores_tables_and_a_report(whole: Path) -> None:
-    names = {"manifest.json", "videos", "gen.jsonl", "scores", "summary.json", "table.md", "table.csv", "report.html"}
+    names = {
+        "items.jsonl",
+        "manifest.json",
+        "videos",
+        "gen.jsonl",
+        "scores",
+        "summary.json",
+        "table.md",
+        "table.csv",
+        "report.html",
+    }
     assert {p.name for p in whole.iterdir()} == names | {"examples", "bounds"}
     found = summary(whole)
     assert (found["items"], found["of"], found["coverage"], found["failures"]) == (9, 9, 1, [])
@@ -244,7 +254,7 @@ def test_mistakes_on_the_command_line_are_told(wan: Path, tmp_path: Path, capsys
     assert run(wan, tmp_path / "a", "--omega", "text=2") == 78
     assert "unknown weight 'text'" in capsys.readouterr().err
     assert run(wan, tmp_path / "a", "--mode", "v3v") == 78
-    assert run(tmp_path / "none", tmp_path / "a") == 65
+    assert run(tmp_path / "none", tmp_path / "b") == 65
     assert main(["bench", "score", str(tmp_path)]) == 78
     assert not (tmp_path / "a").exists()
     with pytest.raises(SystemExit):
@@ -261,6 +271,15 @@ def test_commands_of_the_guide_are_understood() -> None:
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "benchmarks.md").read_text(), re.DOTALL)
     lines = [line.split("  #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line)[2:] for line in lines if line.startswith("bernini bench ")]
-    assert {command[0] for command in commands} == {"list", "run", "generate", "score", "aggregate", "report", "check"}
+    assert {command[0] for command in commands} == {
+        "list",
+        "check",
+        "prepare",
+        "run",
+        "generate",
+        "score",
+        "aggregate",
+        "report",
+    }
     for command in commands:
         bench.parser().parse_args(command)

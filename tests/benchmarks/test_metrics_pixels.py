@@ -27,6 +27,7 @@ from benchmarks.quality.metrics.motion import (
     is_static,
     motion_amplitude,
     smoothness,
+    stands_still,
     steps,
     temporal_flickering,
 )
@@ -240,6 +241,27 @@ def test_amplitude_without_opencv_says_what_to_install(monkeypatch: pytest.Monke
 )
 def test_what_vbench_calls_dynamic(lengths: list[float], fps: float, dynamic: bool) -> None:
     assert is_dynamic(lengths, 256, 400, fps) is is_dynamic(lengths, 400, 256, fps) is dynamic
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ends", "still"),
+    [
+        ([2.9] * 15, (2.9, 2.9), True),  # 16 frames, shorter side 256: 3 pixels, at most twice
+        ([2.9] * 13 + [9.0] * 2, (11.9, 11.9), True),
+        ([2.9] * 12 + [3.1] * 3, (0.0, 0.0), False),
+        ([0.0] * 15, (0.0, 12.1), False),  # creeping: 3 * 2 * 2 pixels from end to end
+        ([0.0] * 15, (12.1, 0.0), False),
+        ([9.0] * 10 + [0.0] * 70, (0.0, 0.0), True),  # 81 frames: at most ten
+        ([9.0] * 11 + [0.0] * 69, (0.0, 0.0), False),
+        ([0.0] * 3, (0.1, 0.0), False),  # four frames: round(0.5) is 0, and nothing may move
+    ],
+)
+def test_what_stands_still_is_what_vbench_keeps(lengths: list[float], ends: tuple[float, float], still: bool) -> None:
+    assert stands_still(lengths, ends, 256, 400) is stands_still(lengths, ends, 400, 256) is still
+    double = [2 * length for length in lengths], (2 * ends[0], 2 * ends[1])
+    assert stands_still(*double, 512, 512) is still
+    with pytest.raises(DataError):
+        stands_still([], ends, 256, 256)
 
 
 def test_smoothness_loses_both_sides_of_a_jump() -> None:

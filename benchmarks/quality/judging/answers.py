@@ -24,6 +24,34 @@ _APPENDING = 1 << 61  # byte of the lock file that stands for the end of the ans
 _POLL = 0.01  # seconds
 
 
+def answered(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """What was said about each item: what was asked, and the last answer to it, in the order of the file.
+
+    Args:
+        path: Answers that `Answers` keeps; it may be missing.
+    """
+    found: dict[str, dict[tuple[str, int], dict[int, str]]] = {}
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            asking = found.setdefault(row.get("item", row["question"]), {}).setdefault(
+                (row["question"], row["repeat"]), {}
+            )
+            if row["turn"] == 0:  # what was said about an output that was made again is past
+                asking.clear()
+            asking[row["turn"]] = row["text"]
+        except (ValueError, KeyError):
+            continue  # what a crash left of a line
+    return {
+        item: [
+            (f"{question}{f', repeat {repeat}' * (repeat > 0)}{', after a reminder' * (turn > 0)}", text)
+            for (question, repeat), turns in askings.items()
+            for turn, text in turns.items()
+        ]
+        for item, askings in found.items()
+    }
+
+
 class Answers:
     """The answers of a run. Several processes can use one file at the same time, and the threads of each one object.
 

@@ -138,8 +138,8 @@ class _Asker:
                 self.failed_in_row += 1
                 raise
             self.failed_in_row = 0
-            about = {"question": question.key, "repeat": repeat, "turn": turn, "judge": self.judge.name}
-            self.answers.add(place, completion, about)
+            about = {"question": question.key, "item": question.item, "repeat": repeat, "turn": turn}
+            self.answers.add(place, completion, {**about, "judge": self.judge.name})
         return completion
 
 

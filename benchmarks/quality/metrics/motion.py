@@ -123,6 +123,29 @@ def is_dynamic(magnitudes: Sequence[float], height: int, width: int, fps: float)
     return sum(length > threshold for length in magnitudes) >= needed
 
 
+def stands_still(magnitudes: Sequence[float], ends: tuple[float, float], height: int, width: int) -> bool:
+    """VBench's decision whether a clip is scored for temporal flickering, from optical flow between frames of the file.
+
+    Source: Vchitect/VBench, `static_filter.py`. Of the 25 clips of a prompt, in the order of their names as text (0, 1,
+    10, 11, ... 2, 20), the first five that stand still are kept, and get the numbers 0 to 4; with fewer, it warns.
+
+    Args:
+        magnitudes: Of each pair of neighbours, the mean of the largest 2 % of lengths of flow, in pixels.
+        ends: The same from the first frame to the last, and back.
+        height: Of the frames, in pixels.
+        width: Of the frames, in pixels.
+
+    Raises:
+        DataError: There is no pair.
+    """
+    if not magnitudes:
+        raise DataError("a clip of one frame neither moves nor stands still", why="flow is between two frames")
+    threshold = 3.0 * (min(height, width) / 256.0)
+    allowed = round(2 * ((len(magnitudes) + 1) / 16.0))
+    moving = sum(length > threshold for length in magnitudes)
+    return moving <= allowed and max(ends) <= 2 * threshold * allowed
+
+
 def smoothness(scores: Sequence[float], threshold: float = 0.025) -> float:
     """OpenS2V-Eval's motion smoothness, version 1.1, in [0, 1]: the share of frames without a jump of quality.
 

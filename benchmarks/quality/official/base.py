@@ -136,6 +136,10 @@ class OfficialBenchmark(Benchmark):
         videos, images = ([self.folder / path for path in item.extra.get(kind, ())] for kind in ("videos", "images"))
         return videos, list(images)
 
+    def source_files(self, item: Item) -> dict[str, Path]:
+        """Clips and images that the item is made from."""
+        return {name: self.folder / name for kind in ("videos", "images") for name in item.extra.get(kind, ())}
+
     def score(self, item: Item, pixels: Tensor) -> dict[str, float]:
         """The scores of an output that need nothing but pixels; others come from models and judges."""
         own = (name for name in item.metrics if name in self.scorers)
@@ -174,7 +178,16 @@ class OfficialBenchmark(Benchmark):
             yield f"there: data of {len(items)} items ({self.root or 'the installed package'})"
         except BerniniError as error:
             yield f"missing: {error.what} ({error.fix})"
-        yield from inventory({metric: own for metric, own in self.needs.items() if metric in asked}, present)
+        yield from self.wanted(asked, present)
+
+    def wanted(self, scores: Collection[str], present: Callable[[Need], bool]) -> Iterator[str]:
+        """A line for all weights and judges that some scores take, whether they are there.
+
+        Args:
+            scores: Names of the scores.
+            present: As of `missing`.
+        """
+        return inventory({metric: own for metric, own in self.needs.items() if metric in scores}, present)
 
     def followed(self, draft: Draft) -> str | None:
         """The source whose size the output has: the first clip, or the image of an edit or of a first frame."""

@@ -1,11 +1,18 @@
 """FiVE and FiVE-Acc: fine-grained edits of clips, with masks and questions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from benchmarks.quality.interface import Item
-from benchmarks.quality.official.base import Clips, Sourced, facts
+from benchmarks.quality.metrics.fidelity import mse, psnr, ssim
+from benchmarks.quality.metrics.frames import five_compared
+from benchmarks.quality.official.base import Clips, Scorer, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json, refuse
@@ -14,6 +21,7 @@ from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals import five
 from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
+from bernini.media import read_image, resize
 
 TYPES = ("rigid_replace", "non_rigid_replace", "color", "material", "add", "remove")
 """Kinds of edit of the files ``edit1`` to ``edit6``."""
@@ -31,6 +39,62 @@ SCHEMA = Schema(
     optional=dict.fromkeys(QUESTIONS, object),
     closed=False,
 )
+IMAGES = (".png", ".jpg", ".jpeg")
+
+Figure = Callable[[Tensor, Tensor, Tensor], float | None]
+
+
+def compared(folder: Path, item: Item) -> list[str]:
+    """Names of the source frames that an output is compared with: every eighth, as many as the output has, too.
+
+    The mask of a frame has its name. Source: FiVE-Bench, `evaluation/evaluate.py`.
+
+    Raises:
+        DataError: There are no frames.
+    """
+    frames = item.extra["frames"]
+    names = sorted(file.name for file in (folder / frames).iterdir() if file.suffix in IMAGES)
+    if not names:
+        raise DataError("there are no frames of the source", where=str(folder / frames), fix="unpack images.zip")
+    return [names[number] for number in five_compared(min(len(names), item.expect.frames))]
+
+
+def background(figure: Figure, folder: Path, item: Item, output: Tensor) -> float:
+    """A figure of what lies outside the mask of the edit, mean over the frames that are `compared`.
+
+    The output is resized to its source. A mask covers where it is not black.
+
+    Args:
+        figure: Takes output, source and mask.
+        folder: Of the download.
+        item: What the output is of.
+        output: ``[3, T, H, W]`` uint8.
+
+    Raises:
+        DataError: A frame or a mask is missing or damaged, they differ in size, or the masks hide all frames.
+    """
+    names = compared(folder, item)
+    source, masks = (_stacked([folder / item.extra[kind] / name for name in names]) for kind in ("frames", "masks"))
+    shown = resize(output[:, five_compared(output.shape[1])[: len(names)]], *source.shape[2:])
+    found = figure(shown, source, masks.amax(0) > 0)
+    if found is None:
+        raise DataError(
+            "the score does not exist: masks hide all frames",
+            where=str(folder / item.extra["masks"]),
+            why="no background",
+        )
+    return found
+
+
+def _stacked(files: list[Path]) -> Tensor:
+    """Images of one size as ``[3, T, H, W]`` uint8."""
+    images = [read_image(file).pixels for file in files]
+    sizes = {tuple(image.shape) for image in images if image is not None}
+    if len(sizes) > 1:
+        raise DataError(
+            f"frames are of {len(sizes)} sizes", where=str(files[0].parent), fix="unpack the download again"
+        )
+    return torch.cat([image for image in images if image is not None], 1)
 
 
 @dataclass(frozen=True)
@@ -72,6 +136,12 @@ class FiVE(Clips, Sourced):
         "niqe_target_image": "NIQE, lower is better",
         "motion_fidelity_score": "points move as in the source",
     }
+    lower_is_better: ClassVar[tuple[str, ...]] = (
+        "structure_distance",
+        "lpips_unedit_part",
+        "mse_unedit_part",
+        "niqe_target_image",
+    )
     needs: ClassVar[Needs] = {
         **dict.fromkeys(five.ACCURACY, (Judge("Qwen/Qwen2.5-VL-7B-Instruct", answers=3),)),
         "structure_distance": (DINO_B8,),
@@ -82,7 +152,12 @@ class FiVE(Clips, Sourced):
         "motion_fidelity_score": (COTRACKER3,),
     }
 
-    ranges: ClassVar[Mapping[str, Range]] = five.CONVENTIONAL
+    scorers: ClassVar[dict[str, Scorer]] = {
+        "psnr_unedit_part": partial(background, psnr),
+        "mse_unedit_part": partial(background, mse),
+        "ssim_unedit_part": partial(background, partial(ssim, border="reflected")),
+    }
+    ranges: ClassVar[Mapping[str, Range]] = {**five.CONVENTIONAL, "mse_unedit_part": Range(0)}
 
     root: str = "data/FiVE"
     frames: int = 41
@@ -127,6 +202,11 @@ class FiVE(Clips, Sourced):
                         "masks": f"bmasks/{video}",
                     },
                 )
+
+    def source_files(self, item: Item) -> dict[str, Path]:
+        """The clip, and the frames and masks that its edit is compared with."""
+        names = [f"{item.extra[kind]}/{name}" for name in compared(self.folder, item) for kind in ("frames", "masks")]
+        return {**super().source_files(item), **{name: self.folder / name for name in names}}
 
     def tallies(self, items: Sequence[Item]) -> list[Tally]:
         """FiVE-Acc over the items that have questions, and the conventional figures over all."""

@@ -134,6 +134,10 @@ class GEdit(Sourced):
         file, row = item.extra["parquet"], item.extra["row"]
         return [], [read_image(self._image(file, row), where=f"{self.folder / file}, entry {row}").pixels]
 
+    def source_files(self, item: Item) -> dict[str, Path]:
+        """The parquet file that holds the source."""
+        return {item.extra["parquet"]: self.folder / item.extra["parquet"]}
+
     def _files(self) -> list[Path]:
         found = sorted({*self.folder.glob("*.parquet"), *self.folder.glob("data/*.parquet")})
         if not found:

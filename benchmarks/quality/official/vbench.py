@@ -56,7 +56,8 @@ UMT_L16 = Weights("l16_ptk710_ftk710_ftk400_f16_res224.pth", origin="hub, OpenGV
 class VBench(Clips, Made):
     """VBench 1.0, five clips of each prompt.
 
-    Prompts of ``temporal_flickering`` get 25 clips, of which the official filter keeps those that stand still. Two
+    Prompts of ``temporal_flickering`` get 25 clips, of which the official filter keeps those that stand still, see
+    `benchmarks.quality.metrics.motion.stands_still`. Two
     prompts come twice, with other dimensions; their clips have the same file names, so they are made once and scored
     in the dimensions of both.
 
