@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,17 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.judges import check_judge, judge_of
-from benchmarks.options import add_examples, add_judge, add_model, add_settings, add_shard, add_workers
+from benchmarks.measuring import places_of
+from benchmarks.options import (
+    add_device,
+    add_examples,
+    add_judge,
+    add_model,
+    add_settings,
+    add_shard,
+    add_weights,
+    add_workers,
+)
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import RunFolder, Shard, describe
 from benchmarks.quality.generating import generate
@@ -20,8 +30,9 @@ from benchmarks.quality.inquiries.registry import INQUIRIES
 from benchmarks.quality.interface import Benchmark, Item, subset
 from benchmarks.quality.judged_scoring import score_by_judge
 from benchmarks.quality.judging.question import Judge
+from benchmarks.quality.model_scoring import groups, score_by_model
+from benchmarks.quality.models.registry import MEASURES
 from benchmarks.quality.official.base import OfficialBenchmark
-from benchmarks.quality.official.needs import is_cached
 from benchmarks.quality.official.registry import OFFICIAL
 from benchmarks.quality.published.check import main as check_rows
 from benchmarks.quality.sampler import (
@@ -89,9 +100,12 @@ def check(options: Namespace) -> None:
         raise ConfigError("--rows checks printed tables, and a name a benchmark", fix="give one of the two")
     benchmark = _benchmark(options)
     assert isinstance(benchmark, OfficialBenchmark)
-    for line in benchmark.inventory(partial(is_cached, folder=options.weights)):
+    places = places_of(options, benchmark)
+    for line in benchmark.inventory(places.has):
         print(line)
     print(f"scored from pixels: {', '.join(benchmark.measured()) or 'nothing'}")
+    by_models = [name for group in groups(benchmark, places) for name in group.measures]
+    print(f"scored by models whose weights are there: {', '.join(by_models) or 'nothing'}")
     asked = INQUIRIES[benchmark.name].scores if benchmark.name in INQUIRIES else ()
     print(f"scored by a judge that is named: {', '.join(asked) or 'nothing'}")
 
@@ -100,6 +114,8 @@ def run(options: Namespace) -> None:
     """All stages; one shard of several leaves the table to `bernini bench aggregate`."""
     if options.benchmark in INQUIRIES:
         check_judge(options)
+    if options.benchmark in MEASURES:
+        places_of(options, _benchmark(options))
     make(options)
     judge(options)
     if options.shard.count == 1:
@@ -112,9 +128,7 @@ def make(options: Namespace) -> None:
     items = _items(benchmark)
     planned = (options.model / PLANNER).is_dir() and not options.no_plan
     config = _sampling(options, planned)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
+    device = _device(options)
     paths = {
         "lora": options.lora,
         "vae": options.vae or options.model,
@@ -159,6 +173,10 @@ def judge(options: Namespace) -> None:
     for benchmark, items, folder in _runs(options):
         with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
             score(benchmark, items, folder, workers=options.workers, progress=progress)
+        if "weights" in options:
+            for group in groups(benchmark, places_of(options, benchmark)):
+                with _bar(f"measuring {', '.join(group.measures)}", folder.shard, items) as progress:
+                    score_by_model(benchmark, items, folder, group, device=_device(options), progress=progress)
     if "judge_url" in options and (named := judge_of(options)):
         for benchmark, items, folder in _runs(options):
             _ask(benchmark, items, folder, named, options)
@@ -209,6 +227,12 @@ def page(options: Namespace) -> None:
     """The stage `report`."""
     benchmark, items, folder = next(_runs(options))
     write_page(benchmark, items, folder, options.examples)
+
+
+def _device(options: Namespace) -> torch.device:
+    return torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    )
 
 
 def _benchmark(options: Namespace) -> Benchmark:
@@ -319,11 +343,14 @@ def parser() -> ArgumentParser:
             if verb == "run":
                 add_workers(one)
                 add_examples(one)
+                if name in MEASURES:
+                    add_weights(one)
                 if name in INQUIRIES:
                     add_judge(one)
             one.set_defaults(run=stage)
+    scoring = (add_workers, add_shard, add_device, add_weights, add_judge)
     for verb, stage, text, *more in (
-        ("score", judge, "score what is made and has no scores yet", add_workers, add_shard, add_judge),
+        ("score", judge, "score what is made and has no scores yet", *scoring),
         ("aggregate", tabulate, "make table and report from all scores", add_examples),
         ("report", page, "write the HTML report again", add_examples),
     ):
@@ -344,4 +371,4 @@ def add_check(parser: ArgumentParser) -> None:
     for name, kind in OFFICIAL.items():
         one = names.add_parser(name, help=kind.notes)
         add_settings(one, kind)
-        one.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")
+        add_weights(one, fetched=False)

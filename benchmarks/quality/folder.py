@@ -1,7 +1,7 @@
 """The folder of a benchmark run: manifest, outputs, and what each stage says about each item.
 
 ``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``, ``table.md``, ``table.csv``;
-where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
+where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``; where models measured, ``models.json``.
 Parts that several processes make side by side keep lists of their own, ``gen.0of4.jsonl``, and are read as one.
 """
 
@@ -21,7 +21,7 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-MANIFEST, SUMMARY, JUDGE = "manifest.json", "summary.json", "judge/settings.json"
+MANIFEST, SUMMARY, JUDGE, MODELS = "manifest.json", "summary.json", "judge/settings.json", "models.json"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,20 @@ class RunFolder:
 
     def values(self, metrics: Sequence[str] | Mapping[str, str]) -> dict[tuple[str, str], float]:
         """All scores by item id and name."""
+        return {key: value for key, value in self._told(metrics).items() if value is not None}
+
+    def void(self, metrics: Sequence[str]) -> set[tuple[str, str]]:
+        """Items and scores that by the score's definition do not exist for the item, such as of an empty mask."""
+        return {key for key, value in self._told(metrics).items() if value is None}
+
+    def _told(self, metrics: Sequence[str] | Mapping[str, str]) -> dict[tuple[str, str], float | None]:
         rows = ((metric, row) for metric in metrics for row in self.scores(metric).rows().values())
         return {(row["id"], metric): row["value"] for metric, row in rows if "value" in row}
+
+    def scored(self, benchmark: Benchmark) -> tuple[str, ...]:
+        """Names of the scores that this run gives: of pixels, of models that measured, of a judge that was asked."""
+        judge = self.judge()
+        return (*benchmark.measured(), *self.models(), *(judge["scores"] if judge else ()))
 
     def output(self, benchmark: Benchmark, item: Item) -> Path:
         """Where the output of an item lies."""
@@ -166,6 +178,12 @@ class RunFolder:
         if not path.is_file():
             return None
         told: dict[str, Any] = json.loads(path.read_text())
+        return told
+
+    def models(self) -> dict[str, Any]:
+        """Which weights each score was measured with, that takes some."""
+        path = self.root / MODELS
+        told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return told
 
     def summary(self) -> dict[str, Any]:

@@ -218,6 +218,11 @@ def asked(items: Sequence[Item], scores: Collection[str]) -> list[Item]:
     return [replace(item, metrics=tuple(name for name in item.metrics if name in scores)) for item in items]
 
 
+def without(items: Sequence[Item], void: Collection[tuple[str, str]]) -> list[Item]:
+    """The items, less scores that do not exist for them, by id and name."""
+    return [replace(item, metrics=tuple(n for n in item.metrics if (item.id, n) not in void)) for item in items]
+
+
 def is_comparable(cells: Sequence[Cell], items: Sequence[Item], of: int) -> bool:
     """Whether the figures may stand beside others: every item of the benchmark has every score."""
     given = Counter(cell.metric for cell in cells for _ in range(cell.n))

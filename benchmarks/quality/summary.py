@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.quality.folder import SUMMARY, Row, RunFolder
-from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable
+from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, without
 from benchmarks.quality.tables import write_tables
 from benchmarks.quality.tallying import tally
 from benchmarks.quality.totals.records import SHARE
@@ -16,9 +16,8 @@ from bernini.files import replacing
 
 def aggregate(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder) -> dict[str, Any]:
     """Make the table of everything that has been scored, and write it down; gives the summary."""
-    judge = folder.judge()
-    scored = (*benchmark.measured(), *(judge["scores"] if judge else ()))
-    cells = benchmark.aggregate(asked(items, scored), folder.values(scored))
+    scored = folder.scored(benchmark)
+    cells = benchmark.aggregate(without(asked(items, scored), folder.void(scored)), folder.values(scored))
     summary = summarise(benchmark, items, scored, cells, folder)
     write_summary(folder, summary)
     return summary
@@ -36,7 +35,8 @@ def summarise(
         cells: The table of these.
         folder: The run.
     """
-    run = folder.manifest()["run"]
+    run, void = folder.manifest()["run"], folder.void(scored)
+    values = {**folder.values(scored), **dict.fromkeys(void)}
     ranges = {name: benchmark.ranges.get(name, SHARE) for name in benchmark.metrics}
     return {
         "benchmark": {
@@ -45,15 +45,16 @@ def summarise(
             "metrics": dict(benchmark.metrics),
             "ranges": {name: [_finite(allowed.low), _finite(allowed.high)] for name, allowed in ranges.items()},
         },
-        "comparable": is_comparable(cells, items, run["items"]["of"]),
+        "comparable": is_comparable(cells, without(items, void), run["items"]["of"]),
         "items": len(items),
         "of": run["items"]["of"],
         "coverage": coverage(cells),
         "cells": [c._asdict() for c in cells],
         "failures": failures(asked(items, scored), scored, folder),
         "missing": missing(benchmark, items, scored),
-        "totals": tally(benchmark.tallies(items), folder.values(scored), len(items) == run["items"]["of"]),
+        "totals": tally(benchmark.tallies(items), values, len(items) == run["items"]["of"]),
         "judge": folder.judge(),
+        "models": folder.models(),
         "run": run,
     }
 

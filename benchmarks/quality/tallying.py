@@ -1,9 +1,9 @@
 """Official figures of a run: from all its scores or not at all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.quality.totals.records import Facts, Records, Totals
+from benchmarks.quality.totals.records import Compute, Facts, Totals
 from bernini.errors import DataError
 
 
@@ -19,16 +19,18 @@ class Tally(NamedTuple):
 
     title: str
     facts: Mapping[str, Facts]
-    compute: Callable[[Records, Mapping[str, Facts]], Totals]
+    compute: Compute
     published: str = ""
 
 
-def tally(tallies: Sequence[Tally], values: Mapping[tuple[str, str], float], whole: bool) -> list[dict[str, Any]]:
+def tally(
+    tallies: Sequence[Tally], values: Mapping[tuple[str, str], float | None], whole: bool
+) -> list[dict[str, Any]]:
     """What a summary says of official figures.
 
     Args:
         tallies: What there is to compute.
-        values: Score by item id and name.
+        values: Score by item id and name; none where it does not exist for the item.
         whole: Whether the run has all items of the benchmark.
 
     Returns:

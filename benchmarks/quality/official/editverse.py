@@ -1,15 +1,17 @@
 """EditVerseBench: instructed edits of clips, with and without references."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from benchmarks.quality.official.base import Clips, Sourced
 from benchmarks.quality.official.drafts import Draft
-from benchmarks.quality.official.needs import CLIP_L14, DINOV2_B, VICLIP, Judge, Needs, Weights
+from benchmarks.quality.official.needs import CLIP_H14, CLIP_L14, DINOV2_B, PICKSCORE, VICLIP, Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.totals import editverse
+from benchmarks.quality.totals.records import Range
 
 FILE = "test.json"
 TAG = re.compile(r"<((?:video|image)\d+)>")
@@ -66,12 +68,14 @@ class EditVerse(Clips, Sourced):
     }
     needs: ClassVar[Needs] = {
         "editing_quality": (Judge("gpt-4o-2024-11-20", answers=4),),
-        "pick": (Weights("yuvalkirstain/PickScore_v1"), Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")),
+        "pick": (PICKSCORE, CLIP_H14),
         "frame_text": (CLIP_L14,),
         "video_text": (VICLIP,),
         "clip_tc": (CLIP_L14,),
         "dino_tc": (DINOV2_B,),
     }
+
+    ranges: ClassVar[Mapping[str, Range]] = editverse.RANGES
 
     root: str = "data/EditVerseBench"
 

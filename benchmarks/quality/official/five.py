@@ -1,6 +1,6 @@
 """FiVE and FiVE-Acc: fine-grained edits of clips, with masks and questions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +9,8 @@ from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.totals import five
+from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
 
 TYPES = ("rigid_replace", "non_rigid_replace", "color", "material", "add", "remove")
@@ -78,6 +80,8 @@ class FiVE(Clips, Sourced):
         "niqe_target_image": (Weights("niqe_modelparameters.mat", origin="github.com/chaofengc/IQA-PyTorch"),),
         "motion_fidelity_score": (COTRACKER3,),
     }
+
+    ranges: ClassVar[Mapping[str, Range]] = five.CONVENTIONAL
 
     root: str = "data/FiVE"
     frames: int = 41

@@ -53,6 +53,9 @@ class Figure(NamedTuple):
 Totals = dict[str, Figure]
 """Figures by the name of their column."""
 
+Compute = Callable[[Records, Mapping[str, Facts]], Totals]
+"""From scores to figures; raises DataError where a score is missing."""
+
 SHARE = Range(0, 1)
 
 
@@ -178,6 +181,11 @@ def mean(values: Sequence[float], what: str, weights: Sequence[float] | None = N
 def scaled(figure: Figure, factor: float) -> Figure:
     """A figure in other units."""
     return figure._replace(value=figure.value * factor)
+
+
+def in_percent(compute: Compute) -> Compute:
+    """The same figures in per cent."""
+    return lambda records, facts: {name: scaled(figure, 100) for name, figure in compute(records, facts).items()}
 
 
 def _wrong(one: str, name: str, what: str, why: str) -> DataError:
