@@ -207,24 +207,36 @@ def _layers(path: Path, width: int) -> list[tuple[Tensor, Tensor]]:
     Raises:
         CheckpointError: The file holds no such layers.
     """
-    where, fix = str(path), "give the head's file as it is published"
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        pairs = [
-            (stored[name].float(), stored[name[: -len("weight")] + "bias"].float())
-            for name in stored
-            if name.endswith("weight")
-        ]
-    except Exception as error:  # torch has many for one damaged file
-        raise CheckpointError(
-            "the head cannot be read", where=where, why=f"{type(error).__name__}: {error}".splitlines()[0], fix=fix
-        ) from error
+    stored = stored_tensors(path)
+    names = [name.removesuffix("weight") for name in stored if name.endswith("weight")]
+    pairs = [(stored[f"{name}weight"].float(), stored[f"{name}bias"].float()) for name in names]
     shapes = [tuple(weight.shape) for weight, _ in pairs]
     widths = [width, *(len(bias) for _, bias in pairs)]
     if widths[-1] != 1 or shapes != [(after, before) for before, after in pairwise(widths)]:
         why = f"its layers are {', '.join(map(str, shapes)) or 'none'}"
-        raise CheckpointError(f"the head does not make one rating of {width} features", where=where, why=why, fix=fix)
+        fix = "give the head's file as it is published"
+        raise CheckpointError(
+            f"the head does not make one rating of {width} features", where=str(path), why=why, fix=fix
+        )
     return pairs
+
+
+def stored_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a file that `torch.save` wrote; no code in it is run.
+
+    Raises:
+        CheckpointError: It is no such file.
+    """
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch has many for one damaged file
+        raise CheckpointError(
+            "the weights cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="download them again, whole",
+        ) from error
 
 
 def _positions(embeddings: Any, height: int, width: int) -> Tensor:

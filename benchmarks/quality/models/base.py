@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino, Dinov2, Rated
+from benchmarks.quality.metrics.packaged import Lpips, Musiq
 from benchmarks.quality.metrics.preparing import CLIP, Preparation
 from benchmarks.quality.official.base import OfficialBenchmark
 
@@ -47,3 +48,13 @@ def dino(places: Sequence[Path], device: torch.device) -> Dino:
 def dinov2(places: Sequence[Path], device: torch.device) -> Dinov2:
     """A DINOv2."""
     return Dinov2(places[0], device)
+
+
+def musiq(places: Sequence[Path], device: torch.device) -> Musiq:
+    """A MUSIQ."""
+    return Musiq(places[0], device)
+
+
+def lpips(places: Sequence[Path], device: torch.device) -> Lpips:
+    """An LPIPS."""
+    return Lpips(places[0], device)

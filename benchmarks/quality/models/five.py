@@ -1,4 +1,4 @@
-"""FiVE: structure by DINO, and frames beside the target prompt by CLIP, on every eighth frame.
+"""FiVE: structure by DINO, LPIPS, and frames beside the target prompt by CLIP, on every eighth frame.
 
 Outputs are resized to the size of the source's frames. Source: FiVE-Bench, `evaluation/evaluate.py` and
 `metrics_calculator.py`.
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -16,8 +17,9 @@ from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino
 from benchmarks.quality.metrics.frames import five_compared
 from benchmarks.quality.metrics.likeness import cosines, structure_distance
+from benchmarks.quality.metrics.packaged import Lpips
 from benchmarks.quality.metrics.preparing import Preparation, pictures
-from benchmarks.quality.models.base import Measure, clip, dino
+from benchmarks.quality.models.base import Measure, clip, dino, lpips
 from benchmarks.quality.official.base import OfficialBenchmark
 from bernini.errors import DataError
 
@@ -43,14 +45,25 @@ def whole(model: Clip, benchmark: OfficialBenchmark, item: Item, pixels: Tensor)
 def edited(model: Clip, benchmark: OfficialBenchmark, item: Item, pixels: Tensor) -> float | None:
     """The same of frames that are black outside the mask; frames without a mask do not count."""
     files = _files(benchmark.folder / item.extra["frames"], pixels)
-    kept = []
-    for frame, file in zip(_frames(pixels, files), files, strict=True):
-        mask = np.asarray(Image.open(benchmark.folder / item.extra["masks"] / file.name).convert("L")) > 0
-        if mask.shape != (frame.height, frame.width):
-            raise DataError(f"a mask is {mask.shape}", where=str(file), why="it is as large as its frame")
-        if mask.any():
-            kept.append(Image.fromarray(np.asarray(frame) * mask[:, :, None].astype(np.uint8)))
+    masks = [_mask(benchmark.folder / item.extra["masks"] / file.name, file) for file in files]
+    kept = [
+        Image.fromarray(np.asarray(frame) * mask[:, :, None].astype(np.uint8))
+        for frame, mask in zip(_frames(pixels, files), masks, strict=True)
+        if mask.any()
+    ]
     return _similarity(model, item, kept) if kept else None
+
+
+def background(model: Lpips, benchmark: OfficialBenchmark, item: Item, pixels: Tensor) -> float | None:
+    """Mean LPIPS of frames that are black within the mask; frames that are all mask do not count."""
+    files = _files(benchmark.folder / item.extra["frames"], pixels)
+    found = []
+    for frame, file in zip(_frames(pixels, files), files, strict=True):
+        outside = torch.from_numpy(~_mask(benchmark.folder / item.extra["masks"] / file.name, file))
+        if outside.any():
+            pair = (_clip([image])[:, 0].float() / 255 * outside * 2 - 1 for image in (frame, _opened(file)))
+            found.append(model.distance(*pair))
+    return float(np.mean(found)) if found else None
 
 
 def _similarity(model: Clip, item: Item, frames: Sequence[Image.Image]) -> float:
@@ -74,6 +87,14 @@ def _frames(pixels: Tensor, files: Sequence[Path]) -> list[Image.Image]:
     return [frame.resize(size) for frame in pictures(pixels[:, taken])]
 
 
+def _mask(path: Path, frame: Path) -> NDArray[np.bool_]:
+    """Where a frame is edited, ``[H, W]``."""
+    mask = np.asarray(Image.open(path).convert("L")) > 0
+    if mask.shape[::-1] != _opened(frame).size:
+        raise DataError(f"a mask is {mask.shape}", where=str(path), why="it is as large as its frame")
+    return mask
+
+
 def _opened(file: Path) -> Image.Image:
     return Image.open(file).convert("RGB")
 
@@ -84,6 +105,7 @@ def _clip(frames: Sequence[Image.Image]) -> Tensor:
 
 FIVE = {
     "structure_distance": Measure(dino, structure),
+    "lpips_unedit_part": Measure(lpips, background),
     "clip_similarity_target_image": Measure(clip, whole),
     "clip_similarity_target_image_edit_part": Measure(clip, edited),
 }

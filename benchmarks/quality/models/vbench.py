@@ -1,18 +1,21 @@
-"""VBench and VBench-I2V: consistency by DINO and CLIP, aesthetics, style. Source: the package vbench 0.1.5.
+"""VBench and VBench-I2V: consistency by DINO and CLIP, aesthetics, quality, style. Source: the package vbench 0.1.5.
 
 Frames are resized as floats, without smoothing what shrinks, unless it says otherwise.
 """
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino, Rated
 from benchmarks.quality.metrics.likeness import conformity, consistency, cosines
+from benchmarks.quality.metrics.packaged import Musiq
 from benchmarks.quality.metrics.preparing import CLIP, Preparation
-from benchmarks.quality.models.base import PILLOW_CLIP, Measure, clip, dino, rated
+from benchmarks.quality.models.base import PILLOW_CLIP, Measure, clip, dino, musiq, rated
 from benchmarks.quality.official.base import OfficialBenchmark
 from bernini.media import read_image
 
+QUALITY_EDGE = 512  # longest edge of a frame that MUSIQ is shown
 FOR_CLIP = Preparation(224, "bicubic", "torch", crop=224, colours=CLIP)
 FOR_DINO = Preparation(224, "bilinear", "torch")
 GIVEN, FOLLOWING = (Preparation(256, "bicubic", by, crop=224) for by in ("pillow", "torch_antialias"))
@@ -34,6 +37,15 @@ def aesthetics(model: Rated, benchmark: OfficialBenchmark, item: Item, pixels: T
     return model.ratings(FOR_CLIP(pixels)).mean().item() / 10
 
 
+def quality(model: Musiq, benchmark: OfficialBenchmark, item: Item, pixels: Tensor) -> float:
+    """A hundredth of the mean rating of frames of at most 512 pixels (`vbench/imaging_quality.py`)."""
+    frames, longest = pixels.permute(1, 0, 2, 3).float(), max(pixels.shape[2:])
+    if longest > QUALITY_EDGE:
+        size = [int(QUALITY_EDGE / longest * edge) for edge in pixels.shape[2:]]
+        frames = interpolate(frames, size, mode="bilinear", align_corners=False)
+    return model.ratings(frames / 255).mean().item() / 100
+
+
 def style(model: Clip, benchmark: OfficialBenchmark, item: Item, pixels: Tensor) -> float:
     """A hundredth of the mean logit of frames and the style's name (`vbench/appearance_style.py`)."""
     text = model.text(item.extra["auxiliary_info"]["appearance_style"]["appearance_style"])
@@ -52,9 +64,10 @@ VBENCH = {
     "subject_consistency": Measure(dino, subject),
     "background_consistency": Measure(clip, background),
     "aesthetic_quality": Measure(rated, aesthetics),
+    "imaging_quality": Measure(musiq, quality),
     "appearance_style": Measure(clip, style),
 }
 VBENCH_I2V = {
     "i2v_subject": Measure(dino, given_subject),
-    **{name: VBENCH[name] for name in ("subject_consistency", "background_consistency", "aesthetic_quality")},
+    **{name: measure for name, measure in VBENCH.items() if name != "appearance_style"},
 }
