@@ -15,12 +15,14 @@ class Tally(NamedTuple):
         facts: The items, and the scores that each of them has to have.
         compute: The figures, from the scores; raises DataError where one is missing.
         published: Name that printed tables of the same figures have in the catalogue; empty where there are none.
+        apart: Whether each figure is made of one score alone, so that it is there whatever the others lack.
     """
 
     title: str
     facts: Mapping[str, Facts]
     compute: Compute
     published: str = ""
+    apart: bool = False
 
 
 def tally(
@@ -46,10 +48,23 @@ def tally(
         figures: Totals = {}
         why = "" if whole else "the run is of a part of the items"
         if whole:
-            try:
-                figures = one.compute(records, one.facts)
-            except DataError as error:
-                why = error.what
+            for part in _apart(one) if one.apart else [one.facts]:
+                try:
+                    figures |= one.compute({key: _only(records[key], part[key].scores) for key in part}, part)
+                except DataError as error:
+                    why = why or error.what
         rows = [{"figure": name, "value": figure.value, "n": figure.n} for name, figure in figures.items()]
-        found.append({"title": one.title, "published": one.published, "figures": rows, "why": why})
+        found.append({"title": one.title, "published": one.published, "figures": rows, "why": "" if figures else why})
     return found
+
+
+def _apart(one: Tally) -> list[dict[str, Facts]]:
+    """The items with one score at a time, of those that any of them has."""
+    names = dict.fromkeys(name for fact in one.facts.values() for name in fact.scores)
+    return [
+        {key: fact._replace(scores=(name,)) for key, fact in one.facts.items() if name in fact.scores} for name in names
+    ]
+
+
+def _only(record: Mapping[str, float | None], names: Sequence[str]) -> dict[str, float | None]:
+    return {name: record[name] for name in names if name in record}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ from official_files import WRITERS
 from tiny_encoders import write_clip, write_dino, write_dinov2, write_head
 
 from benchmarks.measuring import fetch, places_of
-from benchmarks.quality.folder import RunFolder
+from benchmarks.quality.folder import RunFolder, describe
+from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino
 from benchmarks.quality.metrics.likeness import consistency
 from benchmarks.quality.models.vbench import FOR_CLIP, FOR_DINO
 from benchmarks.quality.official.needs import CLIP_B32, DINO_B16, LAION_LINEAR, MUSIQ_SPAQ, Places, Weights
 from benchmarks.quality.official.vbench import VBench
+from benchmarks.quality.summary import aggregate as aggregate_run
+from benchmarks.quality.tallying import Tally, tally
+from benchmarks.quality.totals import five
+from benchmarks.quality.totals.records import Facts
+from benchmarks.quality.toy import ToyBenchmark
 from bernini.cli import main
 from bernini.errors import ServiceError
 from bernini.media import read_video, write_video
@@ -267,6 +274,63 @@ def test_a_run_of_one_command_measures(
     assert scores <= measured and found["failures"] == [] and found["coverage"] == 1
     assert scores.isdisjoint(row["score"] for row in found["missing"])
     assert found["models"].keys() == scores
+    if name == "editverse":  # its figures are no parts of a total
+        (total,) = found["totals"]
+        assert total["why"] == "" and {row["figure"] for row in total["figures"]} == scores
+        (mean,) = [row["value"] for row in total["figures"] if row["figure"] == "dino_tc"]
+        assert mean == pytest.approx(100 * sum(values(tmp_path / "run", "dino_tc").values()) / 3)
+        assert "EditVerseBench beside" in (tmp_path / "run" / "table.md").read_text()
+
+
+# -- figures of what is there ------------------------------------------------------------------------------------------
+
+
+def test_figures_that_stand_alone_are_made_of_their_own_scores_or_not_at_all() -> None:
+    names, kinds = tuple(five.CONVENTIONAL), five.TYPES
+    facts = {kind: Facts(names, kind) for kind in kinds}
+    edited, motion = "clip_similarity_target_image_edit_part", "motion_fidelity_score"
+    values: dict[tuple[str, str], float | None] = {
+        (kind, name): 0.5 for kind in kinds for name in ("structure_distance", edited)
+    }
+    values |= {(kind, motion): 0.25 for kind in kinds[1:]}  # an item lacks it
+    named = Tally("FiVE", facts, five.conventional, "five", apart=True)
+    (whole,), (part,) = tally([named], values, True), tally([named], values, False)
+    (joined,) = tally([named._replace(apart=False)], values, True)
+    assert {row["figure"]: (row["value"], row["n"]) for row in whole["figures"]} == {
+        "dist_e3": (500, 6),
+        "clip_edit": (0.5, 6),
+    }
+    assert whole["why"] == "" and part["figures"] == [] and part["why"] == "the run is of a part of the items"
+    assert joined["figures"] == [] and "is missing" in joined["why"]
+    values[kinds[0], edited] = None  # no score, by its definition; and the type has no other item
+    (row,) = tally([named], values, True)[0]["figures"]
+    assert row["figure"] == "dist_e3"
+
+
+def test_a_score_that_does_not_exist_for_an_item_lowers_nothing(tmp_path: Path) -> None:
+    benchmark = Vague(tasks=("v2v",), per_task=3)
+    items, folder = benchmark.items(), RunFolder(tmp_path / "run")
+    folder.start(describe(benchmark, items, 3), {})
+    folder.scores("motion").append(
+        [{"id": item.id, "value": value} for item, value in zip(items, (None, 0.5, 1.0), strict=True)]
+    )
+    folder.generated.append([{"id": item.id, "file": "any", "seed": 0} for item in items])
+    found = aggregate_run(benchmark, items, folder)
+    (cell,) = found["cells"]
+    assert (cell["value"], cell["n"], cell["of"]) == (0.75, 2, 2)
+    assert found["comparable"] and found["coverage"] == 1 and found["failures"] == found["missing"] == []
+
+
+class Vague(ToyBenchmark):
+    """A benchmark that asks for one score, which does not exist for all items."""
+
+    name = "vague"
+
+    def items(self) -> list[Item]:
+        return [replace(item, metrics=("motion",)) for item in super().items()]
+
+    def measured(self) -> tuple[str, ...]:
+        return ("motion",)
 
 
 # -- where weights lie -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""MUSIQ and LPIPS with random weights, where the packages are installed that they come with."""
+"""MUSIQ, NIQE and LPIPS with random weights, where the packages are installed that they come with."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from benchmarks.quality.interface import Expectation, Item
-from benchmarks.quality.metrics.packaged import SQUEEZENET, Lpips, Musiq
+from benchmarks.quality.metrics.packaged import SQUEEZENET, Lpips, Musiq, Niqe
 from benchmarks.quality.models import five, vbench
 from benchmarks.quality.official.registry import OFFICIAL
 from bernini.errors import CheckpointError, ConfigError
@@ -41,7 +41,8 @@ def spaq(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "module", "package"), [(Musiq, "pyiqa", "pyiqa"), (Lpips, "torchvision", "torchvision")]
+    ("kind", "module", "package"),
+    [(Musiq, "pyiqa", "pyiqa"), (Niqe, "pyiqa", "pyiqa"), (Lpips, "torchvision", "torchvision")],
 )
 def test_a_package_that_is_not_there_is_named(
     kind: type, module: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,6 +66,27 @@ def test_musiq_rates_frames_of_at_most_512_pixels(spaq: Path, tmp_path: Path) ->
     with torch.no_grad():
         expected = model.model(interpolate(large[:, 0][None].float(), (24, 512), mode="bilinear") / 255).item()
     assert vbench.quality(model, benchmark, item(), large) == pytest.approx(expected / 100, abs=1e-6)
+
+
+def test_niqe_is_of_frames_in_their_own_size(tmp_path: Path) -> None:
+    arch = pytest.importorskip("pyiqa.archs.niqe_arch")
+    io = pytest.importorskip("scipy.io")
+    rows = np.random.default_rng(0).normal(size=(72, 36))
+    parameters = {"mu_prisparam": rows.mean(0)[None], "cov_prisparam": np.cov(rows.T)}
+    io.savemat(tmp_path / "niqe.mat", parameters)
+    model = Niqe(tmp_path / "niqe.mat", CPU)
+    clip = torch.randint(256, (3, 17, 192, 200), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    for t in range(9):  # the source is shorter, and smaller
+        write_image(tmp_path / "images" / f"{t}.png", clip[:, t, None, :64, :64])
+    found = five.naturalness(
+        model, OFFICIAL["five"](root=str(tmp_path), accept_licence=True), item(frames="images"), clip
+    )
+    theirs = arch.NIQE(pretrained_model_path=str(tmp_path / "niqe.mat"))
+    expected = [theirs(clip[:, t][None].float() / 255).item() for t in (0, 8)]
+    assert found == pytest.approx(np.mean(expected), rel=1e-6) and found > 0
+    (tmp_path / "niqe.mat").write_bytes(b"nothing of Matlab")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Niqe(tmp_path / "niqe.mat", CPU)
 
 
 def test_lpips_is_torchmetrics_over_the_given_backbone(squeezenet: Path, tmp_path: Path) -> None:

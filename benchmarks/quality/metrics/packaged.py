@@ -1,4 +1,4 @@
-"""Models whose architecture comes with another package, which is asked for when it is needed: MUSIQ and LPIPS."""
+"""Models whose architecture comes with another package, which is asked for when it is needed: MUSIQ, NIQE and LPIPS."""
 
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +38,36 @@ class Musiq:
         """A rating ``[T]`` of each frame of ``[T, 3, h, w]`` in [0, 1], from 0 to 100."""
         parts = [self.model(part.to(self.device)).float().cpu().flatten() for part in frames.split(BATCH)]
         return torch.cat(parts)
+
+
+class Niqe:
+    """NIQE of pyiqa.
+
+    Args:
+        file: Its parameters, as of Matlab.
+        device: Where it computes.
+
+    Raises:
+        ConfigError: pyiqa is not installed.
+        CheckpointError: The file does not hold its parameters.
+    """
+
+    def __init__(self, file: Path, device: torch.device) -> None:
+        self.device, kind = device, required("pyiqa.archs.niqe_arch", "NIQE", "pyiqa").NIQE
+        try:
+            self.model: Any = kind(pretrained_model_path=str(file)).to(device).eval()
+        except Exception as error:  # scipy has errors of its own
+            raise CheckpointError(
+                "the parameters cannot be read",
+                where=str(file),
+                why=f"{type(error).__name__}: {error}".splitlines()[0],
+                fix="give the file as it is published",
+            ) from error
+
+    @torch.no_grad()
+    def distance(self, frames: Tensor) -> float:
+        """Mean of frames ``[T, 3, H, W]`` in [0, 1]; low is natural."""
+        return float(torch.stack([self.model(frame[None].to(self.device)).cpu().double() for frame in frames]).mean())
 
 
 class Lpips:

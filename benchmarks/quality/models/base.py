@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino, Dinov2, Rated
-from benchmarks.quality.metrics.packaged import Lpips, Musiq
+from benchmarks.quality.metrics.packaged import Lpips, Musiq, Niqe
 from benchmarks.quality.metrics.preparing import CLIP, Preparation
 from benchmarks.quality.official.base import OfficialBenchmark
 
@@ -53,6 +53,11 @@ def dinov2(places: Sequence[Path], device: torch.device) -> Dinov2:
 def musiq(places: Sequence[Path], device: torch.device) -> Musiq:
     """A MUSIQ."""
     return Musiq(places[0], device)
+
+
+def niqe(places: Sequence[Path], device: torch.device) -> Niqe:
+    """A NIQE."""
+    return Niqe(places[0], device)
 
 
 def lpips(places: Sequence[Path], device: torch.device) -> Lpips:

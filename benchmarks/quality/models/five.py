@@ -1,4 +1,4 @@
-"""FiVE: structure by DINO, LPIPS, and frames beside the target prompt by CLIP, on every eighth frame.
+"""FiVE: structure by DINO, LPIPS, NIQE, and frames beside the target prompt by CLIP, on every eighth frame.
 
 Outputs are resized to the size of the source's frames. Source: FiVE-Bench, `evaluation/evaluate.py` and
 `metrics_calculator.py`.
@@ -17,9 +17,9 @@ from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.encoders import Clip, Dino
 from benchmarks.quality.metrics.frames import five_compared
 from benchmarks.quality.metrics.likeness import cosines, structure_distance
-from benchmarks.quality.metrics.packaged import Lpips
+from benchmarks.quality.metrics.packaged import Lpips, Niqe
 from benchmarks.quality.metrics.preparing import Preparation, pictures
-from benchmarks.quality.models.base import Measure, clip, dino, lpips
+from benchmarks.quality.models.base import Measure, clip, dino, lpips, niqe
 from benchmarks.quality.official.base import OfficialBenchmark
 from bernini.errors import DataError
 
@@ -66,6 +66,13 @@ def background(model: Lpips, benchmark: OfficialBenchmark, item: Item, pixels: T
     return float(np.mean(found)) if found else None
 
 
+def naturalness(model: Niqe, benchmark: OfficialBenchmark, item: Item, pixels: Tensor) -> float:
+    """Mean NIQE of frames in their own size."""
+    files = _files(benchmark.folder / item.extra["frames"], pixels)
+    taken = five_compared(pixels.shape[1])[: len(files)]
+    return model.distance(pixels[:, taken].permute(1, 0, 2, 3).float() / 255)
+
+
 def _similarity(model: Clip, item: Item, frames: Sequence[Image.Image]) -> float:
     text = model.text(item.extra["target_prompt"], ends=False)
     return 100 * cosines(model.images(model.shown(frames)), text).clamp(min=0).mean().item()
@@ -106,6 +113,7 @@ def _clip(frames: Sequence[Image.Image]) -> Tensor:
 FIVE = {
     "structure_distance": Measure(dino, structure),
     "lpips_unedit_part": Measure(lpips, background),
+    "niqe_target_image": Measure(niqe, naturalness),
     "clip_similarity_target_image": Measure(clip, whole),
     "clip_similarity_target_image_edit_part": Measure(clip, edited),
 }

@@ -1,7 +1,7 @@
 """What all official benchmarks share: terms, checks of what they read, sizes, sources, and what is missing."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -259,6 +259,12 @@ class Sourced(OfficialBenchmark):
     min_edge: int = 240
 
 
-def facts(items: Sequence[Item]) -> dict[str, Facts]:
-    """What totals have to know of items, by their ids."""
-    return {item.id: Facts(item.metrics, item.category, item.expect.frames) for item in items}
+def facts(items: Sequence[Item], scores: Collection[str] | None = None) -> dict[str, Facts]:
+    """What totals have to know of items, by their ids.
+
+    Args:
+        items: The items.
+        scores: Those that the totals are made of, where that is not all.
+    """
+    own = {i.id: tuple(name for name in i.metrics if scores is None or name in scores) for i in items}
+    return {item.id: Facts(own[item.id], item.category, item.expect.frames) for item in items}

@@ -1,15 +1,17 @@
 """EditVerseBench: instructed edits of clips, with and without references."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import CLIP_H14, CLIP_L14, DINOV2_B, PICKSCORE, VICLIP, Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals import editverse
 from benchmarks.quality.totals.records import Range
 
@@ -110,6 +112,10 @@ class EditVerse(Clips, Sourced):
                     **{name: row[name] for name in ("source_prompt", "target_prompt", "direction")},
                 },
             )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """The six means."""
+        return [Tally("EditVerseBench", facts(items), editverse.totals, "editverse", apart=True)]
 
 
 def spoken(text: str) -> str:

@@ -1,14 +1,16 @@
 """FiVE and FiVE-Acc: fine-grained edits of clips, with masks and questions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals import five
 from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
@@ -126,6 +128,14 @@ class FiVE(Clips, Sourced):
                         "masks": f"bmasks/{video}",
                     },
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """FiVE-Acc over the items that have questions, and the conventional figures over all."""
+        asked = [item for item in items if set(five.ACCURACY) <= set(item.metrics)]
+        return [
+            Tally("FiVE-Acc", facts(asked, five.ACCURACY), five.accuracies, "five_acc"),
+            Tally("FiVE", facts(items, five.CONVENTIONAL), five.conventional, "five", apart=True),
+        ]
 
 
 def plain(prompt: str) -> str:

@@ -178,6 +178,12 @@ def mean(values: Sequence[float], what: str, weights: Sequence[float] | None = N
     return Figure(math.fsum(v * w for v, w in zip(values, weights, strict=True)) / whole, len(values))
 
 
+def had(ranges: Mapping[str, Range], facts: Mapping[str, Facts]) -> dict[str, Range]:
+    """Those of some scores that any item has."""
+    names = {name for fact in facts.values() for name in fact.scores}
+    return {name: allowed for name, allowed in ranges.items() if name in names}
+
+
 def scaled(figure: Figure, factor: float) -> Figure:
     """A figure in other units."""
     return figure._replace(value=figure.value * factor)
