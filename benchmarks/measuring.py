@@ -51,7 +51,7 @@ def fetch(weights: Weights) -> Path | None:
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    patterns = ["*.json", "*.txt", "model*.safetensors"]
+    patterns = ["*.json", "*.txt", *([] if weights.processor else ["model*.safetensors"])]
     try:
         if not weights.origin:
             return Path(snapshot_download(weights.name, revision=weights.revision, allow_patterns=patterns))

@@ -77,7 +77,8 @@ def score_by_model(
         CheckpointError: The weights cannot be read.
         ConfigError: The run has scores by other weights.
     """
-    start(folder, {name: _facts(group) for name in group.measures})
+    told = {name: _facts(group) for name in group.measures}
+    check(folder, told)
     known = {name: folder.scores(name).rows() for name in group.measures}
     own = folder.shard.of(items)
     lacking = {
@@ -92,6 +93,8 @@ def score_by_model(
     assert isinstance(benchmark, OfficialBenchmark)
     measure = next(iter(group.measures.values()))
     model = measure.model(group.places, device)
+    with replacing(folder.root / MODELS) as temporary:
+        temporary.write_text(json.dumps({**folder.models(), **told}, indent=2) + "\n")
     results: Iterator[tuple[Item, dict[str, Row]]] = (
         (item, _measure(benchmark, item, folder, group, lacking[item.id], model)) for item in todo
     )
@@ -103,11 +106,11 @@ def score_by_model(
         progress(done)
 
 
-def start(folder: RunFolder, told: Mapping[str, Any]) -> None:
-    """Note the weights that scores are measured with, or see that they were the same before.
+def check(folder: RunFolder, told: Mapping[str, Any]) -> None:
+    """See that scores were measured with the same weights before, if they were.
 
     Raises:
-        ConfigError: They were not.
+        ConfigError: They were measured with others.
     """
     before = folder.models()
     if differ := sorted(name for name in before.keys() & told.keys() if before[name] != told[name]):
@@ -117,9 +120,6 @@ def start(folder: RunFolder, told: Mapping[str, Any]) -> None:
             why=f"{before[differ[0]]} there and {told[differ[0]]} here",
             fix=f"give those, or delete scores/{differ[0]}.jsonl and what {MODELS} says of it",
         )
-    if told.keys() - before.keys():
-        with replacing(folder.root / MODELS) as temporary:
-            temporary.write_text(json.dumps({**before, **told}, indent=2) + "\n")
 
 
 def _facts(group: Group) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def test_weights_that_cannot_be_used_end_with_one_message(
     assert score(run, "--weights", given.format(weights)) == code
     err = capsys.readouterr().err
     assert told in err and "Traceback" not in err and err.count("where:") == 1
-    assert not (run / "scores" / "subject_consistency.jsonl").exists()
+    assert not (run / "scores").exists() and not (run / "models.json").exists()
 
 
 def test_a_run_refuses_weights_before_anything_is_made(

@@ -13,11 +13,13 @@ class Weights:
         name: Repository on the hub, or the file's name where ``origin`` is given.
         revision: Branch, tag or commit on the hub.
         origin: Where the file is fetched; empty for the hub.
+        processor: Whether of a repository its processor and tokenizer are enough.
     """
 
     name: str
     revision: str = "main"
     origin: str = ""
+    processor: bool = False
 
     @property
     def repository(self) -> str:
@@ -110,8 +112,12 @@ def _in_hub_cache(weights: Weights) -> Path | None:
     repository = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=weights.repository, repo_type="model")
     reference = repository / "refs" / weights.revision
     commit = reference.read_text().strip() if reference.is_file() else weights.revision
-    place = repository / "snapshots" / commit / (weights.name if weights.origin else "")
-    return place if place.exists() else None
+    snapshot = repository / "snapshots" / commit
+    if weights.origin:
+        return snapshot / weights.name if (snapshot / weights.name).is_file() else None
+    # Other programs may have fetched no more than a tokenizer.
+    needed = ["preprocessor_config.json"] if weights.processor else ["*.safetensors", "*.bin", "*.pt", "*.pth"]
+    return snapshot if any(next(snapshot.rglob(pattern), None) for pattern in needed) else None
 
 
 # Weights that several benchmarks measure with.
@@ -121,7 +127,7 @@ DINO_B16 = Weights("facebook/dino-vitb16")
 DINO_B8 = Weights("facebook/dino-vitb8")
 DINOV2_B = Weights("facebook/dinov2-base")
 PICKSCORE = Weights("yuvalkirstain/PickScore_v1")
-CLIP_H14 = Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+CLIP_H14 = Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", processor=True)
 LAION_LINEAR = Weights("sa_0_4_vit_l_14_linear.pth", origin="github.com/LAION-AI/aesthetic-predictor")
 MUSIQ_SPAQ = Weights("musiq_spaq_ckpt-358bb6af.pth", origin="github.com/chaofengc/IQA-PyTorch")
 AMT_S = Weights("amt-s.pth", origin="hub, lalala125/AMT")
