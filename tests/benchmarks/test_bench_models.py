@@ -221,7 +221,7 @@ def test_two_sets_of_weights_do_not_end_in_one_column(
         ("facebook/dino-vitb16=nowhere", 78, "there are no weights nowhere"),
         ("nowhere", 78, "there are no weights nowhere"),
         ("facebook/dino-vitb61={}", 78, "did you mean 'facebook/dino-vitb16'"),
-        ("facebook/dino-vitb16={}/clip-vit-base-patch32", 65, "config.json is of 'clip', not vit"),
+        ("facebook/dino-vitb16={}/clip-vit-base-patch32", 65, "config.json is of 'clip', not 'vit'"),
         ("facebook/dino-vitb16={}", 65, "there is no config.json"),
     ],
 )

@@ -321,7 +321,11 @@ def test_each_score_that_models_give_says_what_weights_it_takes() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "folder", "why"),
-    [(Clip, "dino", "of 'vit', not clip"), (Dino, "clip", "of 'clip', not vit"), (Dinov2, "none", "no config.json")],
+    [
+        (Clip, "dino", "of 'vit', not 'clip'"),
+        (Dino, "clip", "of 'clip', not 'vit'"),
+        (Dinov2, "none", "no config.json"),
+    ],
 )
 def test_a_folder_of_other_weights_is_refused(weights: Path, kind: type, folder: str, why: str) -> None:
     with pytest.raises(CheckpointError, match=why) as caught:
@@ -340,6 +344,10 @@ def test_damaged_weights_are_refused(weights: Path, tmp_path: Path) -> None:
     (half / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match="tensors are missing"):
         Dino(half, CPU)
+    mute = write_clip(tmp_path / "mute")
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="the tokenizer has 2 tokens, the model 58"):
+        Clip(mute, CPU)
     clip = write_clip(tmp_path / "clip")
     (clip / "preprocessor_config.json").unlink(missing_ok=True)
     (clip / "processor_config.json").unlink(missing_ok=True)

@@ -38,36 +38,22 @@ class Encoder:
         folder: Its files as they are published, with ``config.json``.
         device: Where it computes.
         kind: Its class in transformers.
-        types: What its configuration calls itself.
+
+    Raises:
+        CheckpointError: The folder does not hold such a model, whole.
     """
 
-    def __init__(self, folder: Path, device: torch.device, kind: Any, types: tuple[str, ...]) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: torch.device, kind: Any) -> None:
+        self.device, wanted = device, kind.config_class.model_type
         found = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-        if found not in types:
+        if found != wanted:
             raise CheckpointError(
                 f"there is no {kind.__name__} here",
                 where=str(folder),
-                why=f"config.json is of {found!r}, not {' or '.join(types)}" if found else "there is no config.json",
+                why=f"config.json is of {found!r}, not {wanted!r}" if found else "there is no config.json",
                 fix="give the folder of the weights as they are published",
             )
-        self.model: Any = self.read(lambda: _whole(kind, folder)).to(device).eval()
-
-    def read(self, load: Callable[[], Loaded]) -> Loaded:
-        """Load a part of the folder.
-
-        Raises:
-            CheckpointError: It cannot be read.
-        """
-        try:
-            return load()
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise CheckpointError(
-                "the weights cannot be read",
-                where=str(self.folder),
-                why=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-                fix="download them again, whole",
-            ) from error
+        self.model: Any = read(folder, lambda: _whole(kind, folder)).to(device).eval()
 
     def batched(self, encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
         """Features ``[T, ...]`` of prepared frames ``[T, 3, h, w]``, on the CPU."""
@@ -85,10 +71,17 @@ class Clip(Encoder):
     """
 
     def __init__(self, folder: Path, device: torch.device, shown: Path | None = None) -> None:
-        super().__init__(folder, device, CLIPModel, ("clip",))
-        processing = shown or folder
-        self.processor = self.read(lambda: CLIPImageProcessorPil.from_pretrained(processing, local_files_only=True))
-        self.tokenizer = self.read(lambda: CLIPTokenizer.from_pretrained(processing, local_files_only=True))
+        super().__init__(folder, device, CLIPModel)
+        at = shown or folder
+        self.processor = read(at, lambda: CLIPImageProcessorPil.from_pretrained(at, local_files_only=True))
+        self.tokenizer = read(at, lambda: CLIPTokenizer.from_pretrained(at, local_files_only=True))
+        if len(self.tokenizer) != (tokens := self.model.config.text_config.vocab_size):
+            raise CheckpointError(  # without its files transformers makes a tokenizer that knows no word
+                f"the tokenizer has {len(self.tokenizer)} tokens, the model {tokens}",
+                where=str(at),
+                why="tokenizer.json, or vocab.json and merges.txt, are missing or another model's",
+                fix="download them, too",
+            )
 
     @property
     def scale(self) -> float:
@@ -150,7 +143,7 @@ class Dino(Encoder):
     """A DINO of transformers. It takes images of any size, as the authors' own code does."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        super().__init__(folder, device, ViTModel, ("vit",))
+        super().__init__(folder, device, ViTModel)
         embeddings = self.model.embeddings
         embeddings.interpolate_pos_encoding = lambda _, height, width: _positions(embeddings, height, width)
 
@@ -176,14 +169,31 @@ class Dinov2(Encoder):
     """A DINOv2 of transformers, with the folder's own processor."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        super().__init__(folder, device, Dinov2Model, ("dinov2",))
-        self.processor = self.read(lambda: BitImageProcessorPil.from_pretrained(folder, local_files_only=True))
+        super().__init__(folder, device, Dinov2Model)
+        self.processor = read(folder, lambda: BitImageProcessorPil.from_pretrained(folder, local_files_only=True))
 
     def features(self, clip: Tensor) -> Tensor:
         """Features of a clip ``[3, T, H, W]`` uint8, ``[T, D]``: the class token after the last norm."""
         images = pictures(clip)
         frames = torch.cat([self.processor(images=[image], return_tensors="pt").pixel_values for image in images])
         return self.batched(lambda part: self.model(pixel_values=part).pooler_output, frames)
+
+
+def read(folder: Path, load: Callable[[], Loaded]) -> Loaded:
+    """Load a part of a folder.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(
+            "the weights cannot be read",
+            where=str(folder),
+            why=f"{type(error).__name__}: {error}".strip().splitlines()[0],
+            fix="download them again, whole",
+        ) from error
 
 
 def _whole(kind: Any, folder: Path) -> nn.Module:
