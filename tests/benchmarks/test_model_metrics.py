@@ -287,6 +287,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_frames_are_compared_with_the_sources_own(weights: Path, source: Path) -> None:
+    (source / "none").mkdir()
     benchmark = OFFICIAL["five"](root=str(source), accept_licence=True)
     item, dino, clip = asked(frames="images", masks="masks"), Dino(weights / "dino8", CPU), Clip(weights / "clip", CPU)
     same = torch.stack([NOISE[:, t % 6] for t in range(17)], 1)
@@ -306,6 +307,8 @@ def test_frames_are_compared_with_the_sources_own(weights: Path, source: Path) -
     for mask in (source / "masks").iterdir():
         write_image(mask, torch.zeros(3, 1, 40, 64, dtype=torch.uint8))
     assert five.edited(clip, benchmark, item, other) is None
+    with pytest.raises(DataError, match="there is no frame of the source"):
+        five.whole(clip, benchmark, asked(frames="none", masks="masks"), other)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -81,10 +81,9 @@ def _similarity(model: Clip, item: Item, frames: Sequence[Image.Image]) -> float
 def _files(folder: Path, pixels: Tensor) -> list[Path]:
     """Frames of the source that are compared: as many as the output has."""
     every = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    taken = [every[t] for t in five_compared(len(every))][: len(five_compared(pixels.shape[1]))]
-    if not taken:
-        raise DataError("there is no frame of the source", where=str(folder))
-    return taken
+    if not every:
+        raise DataError("there is no frame of the source", where=str(folder), fix="unpack images.zip")
+    return [every[t] for t in five_compared(min(len(every), pixels.shape[1]))]
 
 
 def _frames(pixels: Tensor, files: Sequence[Path]) -> list[Image.Image]:
