@@ -11,7 +11,8 @@ from torch.nn.functional import interpolate
 
 from benchmarks.quality.interface import Expectation, Item
 from benchmarks.quality.metrics.packaged import SQUEEZENET, Lpips, Musiq, Niqe
-from benchmarks.quality.models import five, vbench
+from benchmarks.quality.metrics.preparing import CLIP, IMAGENET, pictures
+from benchmarks.quality.models import base, five, ivebench, vbench
 from benchmarks.quality.official.registry import OFFICIAL
 from bernini.errors import CheckpointError, ConfigError
 from bernini.media import write_image
@@ -54,6 +55,31 @@ def test_a_package_that_is_not_there_is_named(
     with pytest.raises(ConfigError, match=f"needs {package}") as caught:
         kind(tmp_path / "weights.pth", CPU)
     assert caught.value.fix == f"pip install {package}"
+
+
+@pytest.mark.parametrize("size", [(480, 848), (848, 480), (483, 721), (100, 333), (227, 224)])
+def test_frames_are_prepared_as_by_torchvision(size: tuple[int, int]) -> None:
+    """The official scripts' own transforms, written out."""
+    by = pytest.importorskip("torchvision.transforms")
+    bicubic, noise = by.InterpolationMode.BICUBIC, torch.randint(256, (3, 1, *size), dtype=torch.uint8)
+    to_clip, to_imagenet, share = by.Normalize(*CLIP), by.Normalize(*IMAGENET), by.Lambda(lambda x: x.float().div(255))
+    shrunk, cut = by.Resize(224, bicubic, antialias=False), by.CenterCrop(224)
+    floats = {
+        vbench.FOR_CLIP: [shrunk, cut, share, to_clip],
+        vbench.FOR_DINO: [by.Resize(224, antialias=False), share, to_imagenet],
+        vbench.FOLLOWING: [by.Resize(256, bicubic), cut, share, to_imagenet],
+        five.FOR_DINO: [by.Resize(224, max_size=480), to_imagenet],
+    }
+    images = {
+        base.PILLOW_CLIP: [by.Resize(224, bicubic), cut, by.ToTensor(), to_clip],
+        vbench.GIVEN: [by.Resize(256, bicubic), cut, by.ToTensor(), to_imagenet],
+        ivebench.FOR_DINO: [by.Resize(224), by.ToTensor(), to_imagenet],
+    }
+    (image,) = pictures(noise)
+    for frame, ways in ((noise[:, 0].float(), floats), (image, images)):
+        for own, theirs in ways.items():
+            expected = by.Compose(theirs)(frame)
+            assert torch.allclose(own(noise)[0], expected, atol=1e-5), own
 
 
 def test_musiq_rates_frames_of_at_most_512_pixels(spaq: Path, tmp_path: Path) -> None:
