@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.judges import judge_of
+from benchmarks.measuring import places_of
 from benchmarks.options import (
+    add_device,
     add_examples,
     add_judge,
     add_model,
@@ -29,8 +31,10 @@ from benchmarks.quality.inquiries.registry import INQUIRIES
 from benchmarks.quality.interface import Benchmark, Item, subset
 from benchmarks.quality.judge_config import JudgeConfig
 from benchmarks.quality.judging.question import Judge
+from benchmarks.quality.model_scoring import groups, score_by_model
+from benchmarks.quality.models.registry import MEASURES
 from benchmarks.quality.official.base import OfficialBenchmark
-from benchmarks.quality.official.needs import is_cached
+from benchmarks.quality.official.needs import Places
 from benchmarks.quality.official.registry import OFFICIAL
 from benchmarks.quality.page import write_page
 from benchmarks.quality.preparing import prepare
@@ -104,14 +108,16 @@ def check(options: Namespace) -> None:
         raise ConfigError("--rows checks printed tables, and a name a benchmark", fix="give one of the two")
     benchmark = _benchmark(options)
     assert isinstance(benchmark, OfficialBenchmark)
-    for line in benchmark.inventory(partial(is_cached, folder=options.weights)):
+    places = places_of(options, benchmark)
+    for line in benchmark.inventory(places.has):
         print(line)
-    _tell_scorers(benchmark)
+    _tell_scorers(benchmark, places)
 
 
 def ready(options: Namespace) -> None:
     """The stage `prepare`."""
     benchmark = _benchmark(options)
+    places = places_of(options, benchmark)
     items = _items(benchmark)
     path = options.list or options.out / ITEMS
     fixed = path == options.out / ITEMS and (options.out / MANIFEST).is_file()
@@ -120,13 +126,15 @@ def ready(options: Namespace) -> None:
     print(f"there: {found.items} items, {found.files} source files, sha256 {found.sha256}: {path}")
     if isinstance(benchmark, OfficialBenchmark):
         scores = {metric for item in items for metric in item.metrics}
-        for line in benchmark.wanted(scores, partial(is_cached, folder=options.weights)):
+        for line in benchmark.wanted(scores, places.has):
             print(line)
-        _tell_scorers(benchmark)
+        _tell_scorers(benchmark, places)
 
 
-def _tell_scorers(benchmark: Benchmark) -> None:
+def _tell_scorers(benchmark: Benchmark, places: Places) -> None:
     print(f"scored from pixels: {', '.join(benchmark.measured()) or 'nothing'}")
+    by_models = [name for group in groups(benchmark, places) for name in group.measures]
+    print(f"scored by models whose weights are there: {', '.join(by_models) or 'nothing'}")
     asked = INQUIRIES[benchmark.name].scores if benchmark.name in INQUIRIES else ()
     print(f"scored by a judge that is named: {', '.join(asked) or 'nothing'}")
 
@@ -135,6 +143,8 @@ def run(options: Namespace) -> None:
     """All stages; one shard of several leaves the table to `bernini bench aggregate`."""
     if options.benchmark in INQUIRIES and (named := judge_of(options)):
         named.check(_benchmark(options))  # before anything is made
+    if options.benchmark in MEASURES:
+        places_of(options, _benchmark(options))
     make(options)
     judge(options)
     if options.shard.count == 1:
@@ -192,13 +202,19 @@ def make(options: Namespace) -> None:
 
 def judge(options: Namespace) -> None:
     """The stage `score`."""
-    for benchmark, items, folder in _runs(options):
-        with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
-            score(benchmark, items, folder, workers=options.workers, progress=progress)
-    if "judge_url" in options and (named := judge_of(options)):
-        runs = [*_runs(options)]
+    runs = [*_runs(options)]
+    named = judge_of(options) if "judge_url" in options else None
+    if named:
         for benchmark, _, _ in runs:
             named.check(benchmark)
+    for benchmark, items, folder in runs:
+        with _bar(f"scoring {folder.root.name}", folder.shard, items) as progress:
+            score(benchmark, items, folder, workers=options.workers, progress=progress)
+        if "weights" in options:
+            for group in groups(benchmark, places_of(options, benchmark)):
+                with _bar(f"measuring {', '.join(group.measures)}", folder.shard, items) as progress:
+                    score_by_model(benchmark, items, folder, group, device=_device(options), progress=progress)
+    if named:
         asked = named.judge()
         for benchmark, items, folder in runs:
             _ask(benchmark, items, folder, named, asked)
@@ -362,7 +378,7 @@ def parser() -> ArgumentParser:
         add_settings(one, kind)
         add_out(one, kind)
         one.add_argument("--list", type=Path, metavar="FILE", help="write the list there, not into the folder")
-        add_weights(one)
+        add_weights(one, fetched=False)
         one.set_defaults(run=ready)
     for verb, stage, text in (
         ("run", run, "all stages, one after the other"),
@@ -376,11 +392,14 @@ def parser() -> ArgumentParser:
             if verb == "run":
                 add_workers(one)
                 add_examples(one)
+                if name in MEASURES:
+                    add_weights(one)
                 if name in INQUIRIES:
                     add_judge(one)
             one.set_defaults(run=stage)
+    scoring = (add_workers, add_shard, add_device, add_weights, add_judge)
     for verb, stage, text, *more in (
-        ("score", judge, "score what is made and has no scores yet", add_workers, add_shard, add_judge),
+        ("score", judge, "score what is made and has no scores yet", *scoring),
         ("aggregate", tabulate, "make table and report from all scores", add_examples),
         ("report", page, "write the HTML report again", add_examples),
     ):
@@ -401,4 +420,4 @@ def add_check(parser: ArgumentParser) -> None:
     for name, kind in OFFICIAL.items():
         one = names.add_parser(name, help=kind.notes)
         add_settings(one, kind)
-        add_weights(one)
+        add_weights(one, fetched=False)

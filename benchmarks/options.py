@@ -51,7 +51,7 @@ def add_model(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     add("--omega", type=_weights, metavar="txt=4,img=4.5", help="guidance weights: vid, img, txt, tgt, scale")
     add("--sampling-seed", type=int, default=config.seed, help="seed of the noise (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    add_device(parser)
     add(
         "--batch-size",
         type=_counted(1),
@@ -70,11 +70,6 @@ def add_out(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench") / kind.name, help=text)
 
 
-def add_weights(parser: ArgumentParser) -> None:
-    """The option of weights that measure."""
-    parser.add_argument("--weights", type=Path, help="folder of weights, beside the hub's cache")
-
-
 def add_shard(parser: ArgumentParser) -> None:
     """The option that says which part is done."""
     parser.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="do part I of N, from 0")
@@ -83,6 +78,21 @@ def add_shard(parser: ArgumentParser) -> None:
 def add_workers(parser: ArgumentParser) -> None:
     """The option of processes that score."""
     parser.add_argument("--workers", type=_counted(0), default=0, help="processes that score (default: this one)")
+
+
+def add_weights(parser: ArgumentParser, fetched: bool = True) -> None:
+    """Options of where weights lie that measure, and whether they may be fetched."""
+    add = parser.add_argument_group("models that measure").add_argument
+    text = "a file or folder of weights by their name, or a folder of many; the hub's cache is looked through, too"
+    add("--weights", type=_place, action="append", default=[], metavar="NAME=PATH", help=text)
+    if fetched:
+        text = "fetch what is missing of them from the hub into its cache"
+        add("--download-weights", action="store_true", help=text)
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """The option that says where models compute."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
 
 
 def add_judge(parser: ArgumentParser) -> None:
@@ -112,6 +122,11 @@ def add_examples(parser: ArgumentParser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _place(text: str) -> tuple[str, Path]:
+    name, named, path = text.rpartition("=")
+    return name if named else "", Path(path)
 
 
 def _weights(text: str) -> dict[str, float]:

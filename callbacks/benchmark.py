@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from benchmarks.quality.environment import environment
 from benchmarks.quality.folder import JUDGE, MANIFEST, RunFolder, Shard, describe, reason
 from benchmarks.quality.generating import batches, produce
-from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, subset
+from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, subset, without
 from benchmarks.quality.judge_config import JudgeConfig
 from benchmarks.quality.records import Records
 from benchmarks.quality.sampler import Trained, sampling_facts
@@ -119,7 +119,7 @@ class BenchmarkCallback(L.Callback):
                 self._start(trainer, module, folder)
                 ready = True
         ready = trainer.strategy.broadcast(ready)
-        scored: list[tuple[str, str, float]] = []
+        scored: list[tuple[str, str, float | None]] = []
         with _modes_kept(module), weights:
             module.eval()
             sampler = Trained(module)
@@ -144,7 +144,7 @@ class BenchmarkCallback(L.Callback):
         """Names of the scores that items get here."""
         return (*self.benchmark.measured(), *self._judged)
 
-    def _ask(self, folder: RunFolder, device: torch.device) -> list[tuple[str, str, float]]:
+    def _ask(self, folder: RunFolder, device: torch.device) -> list[tuple[str, str, float | None]]:
         """Have this rank's outputs judged; gives item, name and value of each score."""
         assert self.judge is not None
         own = [item for items in _by_task(self._items) for item in folder.shard.of(items)]
@@ -167,7 +167,8 @@ class BenchmarkCallback(L.Callback):
                 heads = self._heads(folder)
                 scalars = {f"{c.task}/{heads[c.metric]}": c.value for c in cells if c.value is not None}
                 scalars["coverage"] = coverage(cells)
-                scalars["comparable"] = float(is_comparable(cells, self._items, self._of))
+                existing = without(self._items, folder.void(self._scores()))
+                scalars["comparable"] = float(is_comparable(cells, existing, self._of))
                 named = {f"bench/{self.benchmark.name}/{key}": value for key, value in scalars.items()}
                 logger.log_metrics(named, trainer.global_step)
         with _surviving("the summary cannot be written"):

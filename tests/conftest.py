@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,14 @@ from bernini.renderer.transformer import PackedWanTransformer3DModel
 # No test is timed: another job on the machine would make it fail.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No weights of this machine take part: a benchmark measures with those that lie in the hub's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "no hub cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import yaml
 from official_files import WRITERS, place
 from test_configs import BASE, tiny
 
+from benchmarks.quality.models.registry import MEASURES
 from benchmarks.quality.official.registry import OFFICIAL
 from bernini.cli import main
 
@@ -31,6 +32,17 @@ def test_every_benchmark_has_its_rows() -> None:
         told = re.findall(r"dataset (\S+/[\w-]+)|(pip download --no-deps \S+?)`|github\.com/([\w-]+/\w+)", get)
         source = OFFICIAL[name].source
         assert all(next(filter(None, found)) in source.home + source.download for found in told)
+
+
+def test_every_score_that_models_give_has_its_row_with_its_weights() -> None:
+    section = GUIDE.partition("## Weights")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "| `" in line]
+    told = {(name, row[1].strip("`")): row[2].split(", ") for row in rows for name in row[0].split(", ")}
+    assert told == {
+        (name, score): [need.name for need in OFFICIAL[name].needs[score]]
+        for name, measures in MEASURES.items()
+        for score in measures
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, cells in KINDS.items() if cells[1]])

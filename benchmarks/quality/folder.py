@@ -1,12 +1,14 @@
 """The folder of a benchmark run: manifest, outputs, and what each stage says about each item.
 
 ``items.jsonl``, ``manifest.json``, ``videos/``, ``gen.jsonl``, ``scores/<metric>.jsonl``, ``summary.json``,
-``table.md``, ``table.csv``; where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``.
+``table.md``, ``table.csv``; where a judge was asked, ``judge/settings.json`` and ``judge/answers.jsonl``; where models
+measured, ``models.json``.
 Parts that several processes make side by side keep lists of their own, ``gen.0of4.jsonl``, and are read as one.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +23,9 @@ from bernini.files import replacing
 from bernini.media import read_image, read_video
 
 Row = dict[str, Any]
-ITEMS, MANIFEST, SUMMARY = "items.jsonl", "manifest.json", "summary.json"
+ITEMS, MANIFEST, SUMMARY, MODELS = "items.jsonl", "manifest.json", "summary.json", "models.json"
 JUDGE, ANSWERS = "judge/settings.json", "judge/answers.jsonl"
+FIGURES = ("value", "low", "high")  # of scores, cells and totals
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a+b") as file:
             _drop_unfinished(file)
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            file.write("".join(dumps(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -80,7 +83,7 @@ class Journal:
         for file in [self.path, *sorted(folder.glob(f"{stem}.*of*.jsonl"))] if folder.is_dir() else []:
             for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.is_file() else [], 1):
                 try:
-                    yield json.loads(line)
+                    yield loads(line)
                 except ValueError as error:
                     raise DataError(
                         "a line is not JSON", where=f"{file}, line {number}", why=str(error), fix="delete the line"
@@ -109,13 +112,20 @@ class RunFolder:
 
     def values(self, metrics: Sequence[str] | Mapping[str, str]) -> dict[tuple[str, str], float]:
         """All scores by item id and name."""
+        return {key: value for key, value in self._told(metrics).items() if value is not None}
+
+    def void(self, metrics: Sequence[str]) -> set[tuple[str, str]]:
+        """Items and scores that by the score's definition do not exist for the item, such as of an empty mask."""
+        return {key for key, value in self._told(metrics).items() if value is None}
+
+    def _told(self, metrics: Sequence[str] | Mapping[str, str]) -> dict[tuple[str, str], float | None]:
         rows = ((metric, row) for metric in metrics for row in self.scores(metric).rows().values())
         return {(row["id"], metric): row["value"] for metric, row in rows if "value" in row}
 
     def scored(self, benchmark: Benchmark) -> tuple[str, ...]:
-        """Names of the scores that this run gives: those that need no judge, and those of the judge that was asked."""
+        """Names of the scores that this run gives: of pixels, of models that measured, of a judge that was asked."""
         judge = self.judge()
-        return (*benchmark.measured(), *(judge["scores"] if judge else ()))
+        return (*benchmark.measured(), *self.models(), *(judge["scores"] if judge else ()))
 
     def output(self, benchmark: Benchmark, item: Item) -> Path:
         """Where the output of an item lies."""
@@ -173,6 +183,10 @@ class RunFolder:
             return None
         return self._read(JUDGE, "", ("column", "scores", "settings"))
 
+    def models(self) -> dict[str, Any]:
+        """Which weights each score was measured with, that takes some."""
+        return self._read(MODELS, "", ()) if (self.root / MODELS).is_file() else {}
+
     def summary(self) -> dict[str, Any]:
         """The summary.
 
@@ -186,7 +200,7 @@ class RunFolder:
         if not path.is_file():
             raise ConfigError(f"no {name} in {self.root}", where=str(path), why="the file does not exist", fix=fix)
         try:
-            told: dict[str, Any] = json.loads(path.read_text())
+            told: dict[str, Any] = loads(path.read_bytes())
             if lacking := [key for key in keys if key not in told]:
                 raise ValueError(f"there is no {lacking[0]!r}")
         except (ValueError, TypeError) as error:
@@ -202,6 +216,28 @@ def _drop_unfinished(file: BinaryIO) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Strict JSON, where infinite figures, such as the PSNR of equal frames, are the strings ``inf`` and ``-inf``."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
+
+
+def loads(text: bytes) -> Any:
+    """What `dumps` wrote."""
+    return json.loads(text, object_hook=_figures)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _figures(row: Row) -> Row:
+    return {key: float(one) if key in FIGURES and one in ("inf", "-inf") else one for key, one in row.items()}
 
 
 def digest(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.quality.folder import ANSWERS, RunFolder, reason
-from benchmarks.quality.interface import Benchmark, Item, asked, subset
+from benchmarks.quality.interface import Benchmark, Item, asked, subset, without
 from benchmarks.quality.judging.answers import answered
 from benchmarks.quality.tables import write_inputs
 from bernini.errors import DataError
@@ -81,7 +81,8 @@ def gallery(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder, coun
         count: How many to show, see `choose`.
     """
     scored = folder.scored(benchmark)
-    made = [item for item in asked(items, scored) if folder.output(benchmark, item).is_file()]
+    own = without(asked(items, scored), folder.void(scored))
+    made = [item for item in own if folder.output(benchmark, item).is_file()]
     rows = {metric: folder.scores(metric).rows() for metric in scored}
     said = answered(folder.root / ANSWERS)
     cases = []

@@ -141,8 +141,11 @@ class Benchmark(ABC):
         return {}
 
     @abstractmethod
-    def score(self, item: Item, pixels: Tensor) -> Mapping[str, float]:
-        """Scores of an output ``[3, T, H, W]`` uint8, at least those of ``item.metrics`` that are `measured`."""
+    def score(self, item: Item, pixels: Tensor) -> Mapping[str, float | None]:
+        """Scores of an output ``[3, T, H, W]`` uint8, at least those of ``item.metrics`` that are `measured`.
+
+        One that by its definition does not exist for the item is none.
+        """
 
     def measured(self) -> tuple[str, ...]:
         """Names of the scores that `score` gives: here all."""
@@ -225,6 +228,11 @@ def coverage(cells: Sequence[Cell]) -> float:
 def asked(items: Sequence[Item], scores: Collection[str]) -> list[Item]:
     """The items, asked for some scores alone."""
     return [replace(item, metrics=tuple(name for name in item.metrics if name in scores)) for item in items]
+
+
+def without(items: Sequence[Item], void: Collection[tuple[str, str]]) -> list[Item]:
+    """The items, less scores that do not exist for them, by id and name."""
+    return [replace(item, metrics=tuple(n for n in item.metrics if (item.id, n) not in void)) for item in items]
 
 
 def is_comparable(cells: Sequence[Cell], items: Sequence[Item], of: int) -> bool:

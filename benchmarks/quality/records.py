@@ -1,5 +1,6 @@
 """Scores gathered over ranks."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from benchmarks.quality.interface import Benchmark, Cell, Item
+from benchmarks.quality.interface import Benchmark, Cell, Item, without
 
 
 class Records(Metric):
@@ -31,13 +32,15 @@ class Records(Metric):
         self._names = {name: number for number, name in enumerate(benchmark.metrics)}
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Sequence[tuple[str, str, float]]) -> None:
+    def update(self, scores: Sequence[tuple[str, str, float | None]]) -> None:
         """Add scores.
 
         Args:
-            scores: Item id, name of the score, value.
+            scores: Item id, name of the score, value; none where the score does not exist for the item.
         """
-        rows = [(self._ids[one], self._names[name], value) for one, name, value in scores]
+        rows = [
+            (self._ids[one], self._names[name], math.nan if value is None else value) for one, name, value in scores
+        ]
         self.rows.append(torch.tensor(rows, dtype=torch.float64, device=self.device).reshape(-1, 3))
 
     def compute(self) -> list[Cell]:
@@ -45,4 +48,5 @@ class Records(Metric):
         names = list(self._names)
         rows: list[list[float]] = dim_zero_cat(self.rows).tolist() if len(self.rows) else []
         values = {(self.items[int(one)].id, names[int(name)]): value for one, name, value in rows}
-        return self.benchmark.aggregate(self.items, values)
+        void = {key for key, value in values.items() if math.isnan(value)}
+        return self.benchmark.aggregate(without(self.items, void), values)

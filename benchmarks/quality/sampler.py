@@ -1,6 +1,5 @@
 """Who makes the outputs of a benchmark: a renderer, or one of the two references that bound what it can reach."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from bernini.contexts import check_widths
 from bernini.conversation import Conversation, Message
 from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import CheckpointError, DataError
+from bernini.files import hash_files
 from bernini.planner.conversations import ConversationPlanner
 from bernini.planner.model import FOLDER as PLANNER
 from bernini.planner.model import MLLM
@@ -197,16 +197,8 @@ def model_facts(model: Path, lora: Path | None, vae: Path, text: Path, planned: 
     parts |= {name: _files(text / name) for name in ("text_encoder", "tokenizer")}
     if lora is not None:
         parts["lora"] = [lora] if lora.is_file() else sorted(lora_files(lora).values())
-    return {name: _hash(files) for name, files in parts.items() if files}
+    return {name: hash_files(files) for name, files in parts.items() if files}
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".model"))
-
-
-def _hash(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()

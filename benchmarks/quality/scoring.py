@@ -21,6 +21,9 @@ from bernini.errors import DataError
 
 CHUNK = 32  # scores that reach the disk together
 
+Scored = dict[str, float | None] | str
+"""Scores by name, none where one does not exist for the item; or why there are none at all."""
+
 
 def score(
     benchmark: Benchmark,
@@ -40,8 +43,8 @@ def score(
         progress: Called with the number of items that are done, or were tried.
     """
     own = asked(folder.shard.of(items), benchmark.measured())
-    values = folder.values(benchmark.measured())
-    todo = [item for item in own if any((item.id, metric) not in values for metric in item.metrics)]
+    known = folder.values(benchmark.measured()).keys() | folder.void(benchmark.measured())
+    todo = [item for item in own if any((item.id, metric) not in known for metric in item.metrics)]
     done = len(own) - len(todo)
     progress(done)
     with mapping(min(workers, len(todo))) as mapped:
@@ -52,7 +55,7 @@ def score(
             progress(done)
 
 
-def judge_file(benchmark: Benchmark, root: Path, item: Item) -> tuple[Item, dict[str, float] | str]:
+def judge_file(benchmark: Benchmark, root: Path, item: Item) -> tuple[Item, Scored]:
     """Read an output and score it.
 
     Returns:
@@ -61,17 +64,24 @@ def judge_file(benchmark: Benchmark, root: Path, item: Item) -> tuple[Item, dict
     try:
         pixels = read_output(RunFolder(root).output(benchmark, item), item)
         found = benchmark.score(item, pixels)
-        scores = {name: float(found[name]) for name in item.metrics}
-        for name, value in scores.items():
-            allowed = benchmark.ranges.get(name, SHARE)
-            if not allowed.low <= value <= allowed.high:  # NaN is caught too
-                raise DataError(f"{name} lies in [{allowed.low:g}, {allowed.high:g}], not {value}")
+        return item, {name: within(benchmark, name, found[name]) for name in item.metrics}
     except Exception as error:  # noted: the other items can still be scored
         return item, reason(error)
-    return item, scores
 
 
-def append_scores(folder: RunFolder, results: Sequence[tuple[Item, dict[str, float] | str]]) -> None:
+def within(benchmark: Benchmark, name: str, value: float | None) -> float | None:
+    """A score, if it is one that there can be; none where it does not exist for the item.
+
+    Raises:
+        DataError: It is out of its range.
+    """
+    allowed = benchmark.ranges.get(name, SHARE)
+    if value is not None and not allowed.low <= value <= allowed.high:  # NaN is caught too
+        raise DataError(f"{name} lies in [{allowed.low:g}, {allowed.high:g}], not {value}")
+    return None if value is None else float(value)
+
+
+def append_scores(folder: RunFolder, results: Sequence[tuple[Item, Scored]]) -> None:
     """Note scores, or why there are none."""
     rows: dict[str, list[Row]] = {}
     for item, found in results:

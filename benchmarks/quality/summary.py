@@ -1,13 +1,12 @@
 """The stage that makes the table of a run from all its scores."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.quality.folder import SUMMARY, Row, RunFolder
-from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable
+from benchmarks.quality.folder import SUMMARY, Row, RunFolder, dumps
+from benchmarks.quality.interface import Benchmark, Cell, Item, asked, coverage, is_comparable, without
 from benchmarks.quality.tables import write_tables
 from benchmarks.quality.tallying import tally
 from benchmarks.quality.totals.records import SHARE
@@ -17,7 +16,7 @@ from bernini.files import replacing
 def aggregate(benchmark: Benchmark, items: Sequence[Item], folder: RunFolder) -> dict[str, Any]:
     """Make the table of everything that has been scored, and write it down; gives the summary."""
     scored = folder.scored(benchmark)
-    cells = benchmark.aggregate(asked(items, scored), folder.values(scored))
+    cells = benchmark.aggregate(without(asked(items, scored), folder.void(scored)), folder.values(scored))
     summary = summarise(benchmark, items, scored, cells, folder)
     write_summary(folder, summary)
     return summary
@@ -35,7 +34,8 @@ def summarise(
         cells: The table of these.
         folder: The run.
     """
-    run = folder.manifest()["run"]
+    run, void = folder.manifest()["run"], folder.void(scored)
+    values = {**folder.values(scored), **dict.fromkeys(void)}
     ranges = {name: benchmark.ranges.get(name, SHARE) for name in benchmark.metrics}
     return {
         "benchmark": {
@@ -44,15 +44,16 @@ def summarise(
             "metrics": dict(benchmark.metrics),
             "ranges": {name: [_finite(allowed.low), _finite(allowed.high)] for name, allowed in ranges.items()},
         },
-        "comparable": is_comparable(cells, items, run["items"]["of"]),
+        "comparable": is_comparable(cells, without(items, void), run["items"]["of"]),
         "items": len(items),
         "of": run["items"]["of"],
         "coverage": coverage(cells),
         "cells": [c._asdict() for c in cells],
         "failures": failures(asked(items, scored), scored, folder),
         "missing": missing(benchmark, items, scored),
-        "totals": tally(benchmark.tallies(items), folder.values(scored), len(items) == run["items"]["of"]),
+        "totals": tally(benchmark.tallies(items), values, len(items) == run["items"]["of"]),
         "judge": folder.judge(),
+        "models": folder.models(),
         "run": run,
     }
 
@@ -70,7 +71,7 @@ def missing(benchmark: Benchmark, items: Sequence[Item], scored: Sequence[str]) 
 def write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     """Write ``summary.json``, ``table.md`` and ``table.csv``."""
     with replacing(folder.root / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.write_text(dumps(summary, indent=2) + "\n")
     write_tables(folder.root, summary)
 
 

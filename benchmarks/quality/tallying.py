@@ -1,9 +1,9 @@
 """Official figures of a run: from all its scores or not at all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.quality.totals.records import Facts, Records, Totals
+from benchmarks.quality.totals.records import Compute, Facts, Totals
 from bernini.errors import DataError
 
 
@@ -15,20 +15,24 @@ class Tally(NamedTuple):
         facts: The items, and the scores that each of them has to have.
         compute: The figures, from the scores; raises DataError where one is missing.
         published: Name that printed tables of the same figures have in the catalogue; empty where there are none.
+        apart: Whether each figure is made of one score alone, so that it is there whatever the others lack.
     """
 
     title: str
     facts: Mapping[str, Facts]
-    compute: Callable[[Records, Mapping[str, Facts]], Totals]
+    compute: Compute
     published: str = ""
+    apart: bool = False
 
 
-def tally(tallies: Sequence[Tally], values: Mapping[tuple[str, str], float], whole: bool) -> list[dict[str, Any]]:
+def tally(
+    tallies: Sequence[Tally], values: Mapping[tuple[str, str], float | None], whole: bool
+) -> list[dict[str, Any]]:
     """What a summary says of official figures.
 
     Args:
         tallies: What there is to compute.
-        values: Score by item id and name.
+        values: Score by item id and name; none where it does not exist for the item.
         whole: Whether the run has all items of the benchmark.
 
     Returns:
@@ -44,10 +48,23 @@ def tally(tallies: Sequence[Tally], values: Mapping[tuple[str, str], float], who
         figures: Totals = {}
         why = "" if whole else "the run is of a part of the items"
         if whole:
-            try:
-                figures = one.compute(records, one.facts)
-            except DataError as error:
-                why = error.what
+            for part in _apart(one) if one.apart else [one.facts]:
+                try:
+                    figures |= one.compute({key: _only(records[key], part[key].scores) for key in part}, part)
+                except DataError as error:
+                    why = why or error.what
         rows = [{"figure": name, "value": figure.value, "n": figure.n} for name, figure in figures.items()]
-        found.append({"title": one.title, "published": one.published, "figures": rows, "why": why})
+        found.append({"title": one.title, "published": one.published, "figures": rows, "why": "" if figures else why})
     return found
+
+
+def _apart(one: Tally) -> list[dict[str, Facts]]:
+    """The items with one score at a time, of those that any of them has."""
+    names = dict.fromkeys(name for fact in one.facts.values() for name in fact.scores)
+    return [
+        {key: fact._replace(scores=(name,)) for key, fact in one.facts.items() if name in fact.scores} for name in names
+    ]
+
+
+def _only(record: Mapping[str, float | None], names: Sequence[str]) -> dict[str, float | None]:
+    return {name: record[name] for name in names if name in record}

@@ -151,7 +151,11 @@ def test_a_check_tells_what_is_there_and_what_is_missing(
     assert lines[0] == f"there: data of 4 items ({files / 'ivebench'})"
     assert "there: weights scaled_offline.pth (hub, facebook/cotracker3), for MF" in lines
     assert "missing: judge Qwen/Qwen2.5-VL-72B-Instruct (1 answer an item), for IS, CF" in lines
-    assert lines[-2:] == ["scored from pixels: TF", "scored by a judge that is named: IS, CF"]
+    assert lines[-3:] == [
+        "scored from pixels: TF",
+        "scored by models whose weights are there: nothing",
+        "scored by a judge that is named: IS, CF",
+    ]
     assert main(["bench", "check", "openve", "--root", str(tmp_path / "none"), "--accept-licence"]) == 0
     assert capsys.readouterr().out.startswith("missing: benchmark_videos.csv is missing (get ")
     assert main(["bench", "check", "openve"]) == 0

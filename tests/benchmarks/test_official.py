@@ -357,8 +357,13 @@ def test_weights_are_found_in_a_folder_or_in_the_hubs_cache(tmp_path: Path, monk
     clip, raft = Weights("openai/clip"), Weights("raft.pth", origin="somewhere")
     assert not is_cached(clip) and not is_cached(raft, tmp_path) and not is_cached(Judge("any"), tmp_path)
     repository = tmp_path / "cache" / "models--openai--clip"
-    (repository / "snapshots" / "0123").mkdir(parents=True)
-    assert is_cached(Weights("openai/clip", revision="0123")) and not is_cached(clip)
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "preprocessor_config.json").touch()
+    own = Weights("openai/clip", revision="0123")
+    assert not is_cached(own) and is_cached(replace(own, processor=True)), "a processor is not the weights"
+    (snapshot / "model.safetensors").touch()
+    assert is_cached(own) and not is_cached(clip)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     assert is_cached(clip) and not is_cached(Weights("openai/clip", revision="v2"))

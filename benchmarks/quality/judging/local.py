@@ -5,7 +5,6 @@ Frames of clips are shown as one video at their rate, pictures as pictures. Pixe
 need torchvision.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from benchmarks.quality.judging.showing import Seen
 from bernini.chat import Completion
 from bernini.checkpoints.parts import read_json
 from bernini.errors import CheckpointError, ConfigError, ServiceError
+from bernini.files import hash_files
 from bernini.media import read_image
 from bernini.planner.vision import VisionConfig, Visual, prepare
 from bernini.tasks import DEFAULT_SENTENCE
@@ -60,7 +60,9 @@ class LocalJudge:
         self.folder, self.device, self.dtype, self.max_tokens = Path(folder), torch.device(device), dtype, max_tokens
         if not (self.folder / "config.json").is_file():  # transformers would take the folder for a name on the hub
             raise CheckpointError("there is no judge here", where=str(folder), why="there is no config.json")
-        self.weights = _sha256(self.folder)
+        self.weights = hash_files(
+            sorted(p for p in self.folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".jinja"))
+        )
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -211,11 +213,3 @@ def _vision(folder: Path, tower: Any) -> VisionConfig:
         mean=tuple(told.get("image_mean", usual.mean)),
         std=tuple(told.get("image_std", usual.std)),
     )
-
-
-def _sha256(folder: Path) -> str:
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".jinja")):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()

@@ -24,7 +24,7 @@ from bernini.tasks import get_task
 
 SIZES = ("frames", "height", "width", "fps", "max_edge", "min_edge")
 
-Scorer = Callable[[Path, Item, Tensor], float]
+Scorer = Callable[[Path, Item, Tensor], float | None]
 """A score of an output ``[3, T, H, W]`` uint8 that needs no weights; the path is the benchmark's folder."""
 
 
@@ -140,7 +140,7 @@ class OfficialBenchmark(Benchmark):
         """Clips and images that the item is made from."""
         return {name: self.folder / name for kind in ("videos", "images") for name in item.extra.get(kind, ())}
 
-    def score(self, item: Item, pixels: Tensor) -> dict[str, float]:
+    def score(self, item: Item, pixels: Tensor) -> dict[str, float | None]:
         """The scores of an output that need nothing but pixels; others come from models and judges."""
         own = (name for name in item.metrics if name in self.scorers)
         return {name: self.scorers[name](self.folder, item, pixels) for name in own}

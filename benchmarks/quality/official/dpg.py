@@ -1,15 +1,18 @@
 """DPG-Bench: images of long prompts, asked about by questions that depend on one another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.quality.official.base import Made
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Made, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, checked, read_csv, refuse
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import dpg
 
 FILE, ITEMS, SAMPLES = "dpg_bench.csv", 1065, 4
 SCHEMA = Schema(
@@ -75,6 +78,10 @@ class DPG(Made):
                     repeat=sample,
                     extra={"questions": questions},
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """The overall score, over all images."""
+        return [Tally("DPG-Bench", facts(items), dpg.totals)]
 
     def _questions(self, rows: list[Row], path: Path) -> list[dict[str, Any]]:
         questions: list[dict[str, Any]] = []

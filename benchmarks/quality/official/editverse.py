@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from benchmarks.quality.interface import Item
 from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft
-from benchmarks.quality.official.needs import CLIP_L14, DINOV2_B, VICLIP, Judge, Needs, Weights
+from benchmarks.quality.official.needs import CLIP_H14, CLIP_L14, DINOV2_B, PICKSCORE, VICLIP, Judge, Needs
 from benchmarks.quality.official.reading import Row, Schema, checked, read_json, refuse
 from benchmarks.quality.official.source import Source
 from benchmarks.quality.tallying import Tally
@@ -70,7 +70,7 @@ class EditVerse(Clips, Sourced):
     }
     needs: ClassVar[Needs] = {
         "editing_quality": (Judge("gpt-4o-2024-11-20", answers=4),),
-        "pick": (Weights("yuvalkirstain/PickScore_v1"), Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")),
+        "pick": (PICKSCORE, CLIP_H14),
         "frame_text": (CLIP_L14,),
         "video_text": (VICLIP,),
         "clip_tc": (CLIP_L14,),
@@ -115,7 +115,7 @@ class EditVerse(Clips, Sourced):
 
     def tallies(self, items: Sequence[Item]) -> list[Tally]:
         """The six means."""
-        return [Tally("EditVerseBench", facts(items), editverse.totals, "editverse")]
+        return [Tally("EditVerseBench", facts(items), editverse.totals, "editverse", apart=True)]
 
 
 def spoken(text: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.quality.interface import Item
 from benchmarks.quality.metrics.fidelity import mse, psnr, ssim
 from benchmarks.quality.metrics.frames import five_compared
+from benchmarks.quality.metrics.preparing import by_pillow
 from benchmarks.quality.official.base import Clips, Scorer, Sourced, facts
 from benchmarks.quality.official.drafts import Draft, word
 from benchmarks.quality.official.needs import CLIP_L14, COTRACKER3, DINO_B8, Judge, Needs, Weights
@@ -21,7 +22,7 @@ from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals import five
 from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
-from bernini.media import read_image, resize
+from bernini.media import read_image
 
 TYPES = ("rigid_replace", "non_rigid_replace", "color", "material", "add", "remove")
 """Kinds of edit of the files ``edit1`` to ``edit6``."""
@@ -52,17 +53,15 @@ def compared(folder: Path, item: Item) -> list[str]:
     Raises:
         DataError: There are no frames.
     """
-    frames = item.extra["frames"]
-    names = sorted(file.name for file in (folder / frames).iterdir() if file.suffix in IMAGES)
+    place = folder / item.extra["frames"]
+    names = sorted(file.name for file in place.iterdir() if file.suffix in IMAGES)
     if not names:
-        raise DataError("there are no frames of the source", where=str(folder / frames), fix="unpack images.zip")
+        raise DataError("there are no frames of the source", where=str(place), fix="unpack images.zip")
     return [names[number] for number in five_compared(min(len(names), item.expect.frames))]
 
 
-def background(figure: Figure, folder: Path, item: Item, output: Tensor) -> float:
+def background(figure: Figure, folder: Path, item: Item, output: Tensor) -> float | None:
     """A figure of what lies outside the mask of the edit, mean over the frames that are `compared`.
-
-    The output is resized to its source. A mask covers where it is not black.
 
     Args:
         figure: Takes output, source and mask.
@@ -70,24 +69,46 @@ def background(figure: Figure, folder: Path, item: Item, output: Tensor) -> floa
         item: What the output is of.
         output: ``[3, T, H, W]`` uint8.
 
+    Returns:
+        The figure; none if the masks hide all frames.
+
     Raises:
-        DataError: A frame or a mask is missing or damaged, they differ in size, or the masks hide all frames.
+        DataError: A frame or a mask is missing or damaged, or they differ in size.
     """
-    names = compared(folder, item)
-    source, masks = (_stacked([folder / item.extra[kind] / name for name in names]) for kind in ("frames", "masks"))
-    shown = resize(output[:, five_compared(output.shape[1])[: len(names)]], *source.shape[2:])
-    found = figure(shown, source, masks.amax(0) > 0)
-    if found is None:
-        raise DataError(
-            "the score does not exist: masks hide all frames",
-            where=str(folder / item.extra["masks"]),
-            why="no background",
-        )
+    source = frames(folder, item)
+    return figure(beside(output, source), source, masks(folder, item, source))
+
+
+def frames(folder: Path, item: Item) -> Tensor:
+    """The source's frames that are `compared`, ``[3, T, H, W]`` uint8.
+
+    Raises:
+        DataError: One is missing or damaged, or they differ in size.
+    """
+    return _stacked(folder, item, "frames")
+
+
+def masks(folder: Path, item: Item, source: Tensor) -> Tensor:
+    """Where each of the source's frames is edited, ``[T, H, W]`` bool: where its mask is not black.
+
+    Raises:
+        DataError: A mask is missing or damaged, or is not as large as its frame.
+    """
+    found = _stacked(folder, item, "masks").amax(0) > 0
+    if found.shape != source.shape[1:]:
+        what = f"masks are {tuple(found.shape[1:])}, and frames {tuple(source.shape[2:])}"
+        raise DataError(what, where=str(folder / item.extra["masks"]), fix="unpack the download again")
     return found
 
 
-def _stacked(files: list[Path]) -> Tensor:
-    """Images of one size as ``[3, T, H, W]`` uint8."""
+def beside(output: Tensor, source: Tensor) -> Tensor:
+    """The frames of an output that are compared with the source's frames, in their size, by Pillow."""
+    taken = five_compared(output.shape[1])[: source.shape[1]]
+    return by_pillow(output[:, taken], *source.shape[2:])
+
+
+def _stacked(folder: Path, item: Item, kind: str) -> Tensor:
+    files = [folder / item.extra[kind] / name for name in compared(folder, item)]
     images = [read_image(file).pixels for file in files]
     sizes = {tuple(image.shape) for image in images if image is not None}
     if len(sizes) > 1:
@@ -157,7 +178,7 @@ class FiVE(Clips, Sourced):
         "mse_unedit_part": partial(background, mse),
         "ssim_unedit_part": partial(background, partial(ssim, border="reflected")),
     }
-    ranges: ClassVar[Mapping[str, Range]] = {**five.CONVENTIONAL, "mse_unedit_part": Range(0)}
+    ranges: ClassVar[Mapping[str, Range]] = five.CONVENTIONAL
 
     root: str = "data/FiVE"
     frames: int = 41
@@ -213,7 +234,7 @@ class FiVE(Clips, Sourced):
         asked = [item for item in items if set(five.ACCURACY) <= set(item.metrics)]
         return [
             Tally("FiVE-Acc", facts(asked, five.ACCURACY), five.accuracies, "five_acc"),
-            Tally("FiVE", facts(items, five.CONVENTIONAL), five.conventional, "five"),
+            Tally("FiVE", facts(items, five.CONVENTIONAL), five.conventional, "five", apart=True),
         ]
 
 

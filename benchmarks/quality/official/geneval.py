@@ -1,14 +1,17 @@
 """GenEval: images of objects, their number, colours and places, checked by a detector."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Made
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Made, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import CLIP_L14, Needs, Weights
 from benchmarks.quality.official.reading import Schema, check_counts, checked, find, read_lines
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import geneval
 
 FILE, SAMPLES = "evaluation_metadata.jsonl", 4
 PER_TAG = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
@@ -63,3 +66,7 @@ class GenEval(Made):
                     repeat=sample,
                     extra={name: row[name] for name in ("include", "exclude") if name in row},
                 )
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Overall score and the six tasks."""
+        return [Tally("GenEval", facts(items), geneval.totals, "geneval")]

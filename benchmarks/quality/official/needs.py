@@ -1,7 +1,7 @@
 """What a score needs that no benchmark ships: weights, and models that judge."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -13,11 +13,19 @@ class Weights:
         name: Repository on the hub, or the file's name where ``origin`` is given.
         revision: Branch, tag or commit on the hub.
         origin: Where the file is fetched; empty for the hub.
+        processor: Whether of a repository its processor and tokenizer are enough.
     """
 
     name: str
     revision: str = "main"
     origin: str = ""
+    processor: bool = False
+
+    @property
+    def repository(self) -> str:
+        """Repository on the hub; empty if the file lies elsewhere."""
+        place = self.origin.removeprefix("hub, ")
+        return "" if place.count("/") > 1 or (self.origin and place == self.origin) else place or self.name
 
     def __str__(self) -> str:
         """Name, revision and where to fetch it."""
@@ -61,28 +69,55 @@ def inventory(needs: Needs, present: Callable[[Need], bool]) -> Iterator[str]:
         yield f"{'there' if present(need) else 'missing'}: {need}, for {', '.join(metrics)}"
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where weights are looked for, in this order; nothing is fetched.
+
+    Attributes:
+        named: File or folder of weights by their name.
+        folders: Folders that may hold a file or a folder of a name, with or without the owner's. The hub's cache is
+            looked through in any case.
+    """
+
+    named: Mapping[str, Path] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
+
+    def find(self, weights: Weights) -> Path | None:
+        """File or folder of weights; none if they do not lie on this machine."""
+        if weights.name in self.named:
+            return self.named[weights.name]
+        places = (folder / name for folder in self.folders for name in (weights.name, Path(weights.name).name))
+        found = next((place for place in places if place.exists()), None)
+        return found or (_in_hub_cache(weights) if weights.repository else None)
+
+    def has(self, need: Need) -> bool:
+        """Whether something is there; a judge never is."""
+        return isinstance(need, Weights) and self.find(need) is not None
+
+
 def is_cached(need: Need, folder: Path | None = None) -> bool:
-    """Whether weights lie on this machine; nothing is fetched. A judge is never found here.
+    """Whether weights lie on this machine: in a folder as of `Places`, or in the hub's cache.
 
     Args:
-        need: What is looked for.
-        folder: Folder of weights; it may hold a file or a folder of that name, with or without the owner's. The hub's
-            cache is looked through in any case.
+        need: What is looked for; a judge is never found.
+        folder: Folder of weights.
     """
-    if isinstance(need, Judge):
-        return False
-    places = [folder / need.name, folder / Path(need.name).name] if folder is not None else []
-    return any(place.exists() for place in places) or (not need.origin and _in_hub_cache(need))
+    return Places(folders=() if folder is None else (folder,)).has(need)
 
 
-def _in_hub_cache(weights: Weights) -> bool:
+def _in_hub_cache(weights: Weights) -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    repository = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=weights.name, repo_type="model")
+    repository = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=weights.repository, repo_type="model")
     reference = repository / "refs" / weights.revision
     commit = reference.read_text().strip() if reference.is_file() else weights.revision
-    return (repository / "snapshots" / commit).is_dir()
+    snapshot = repository / "snapshots" / commit
+    if weights.origin:
+        return snapshot / weights.name if (snapshot / weights.name).is_file() else None
+    # Other programs may have fetched no more than a tokenizer.
+    needed = ["preprocessor_config.json"] if weights.processor else ["*.safetensors", "*.bin", "*.pt", "*.pth"]
+    return snapshot if any(next(snapshot.rglob(pattern), None) for pattern in needed) else None
 
 
 # Weights that several benchmarks measure with.
@@ -91,6 +126,8 @@ CLIP_L14 = Weights("openai/clip-vit-large-patch14")
 DINO_B16 = Weights("facebook/dino-vitb16")
 DINO_B8 = Weights("facebook/dino-vitb8")
 DINOV2_B = Weights("facebook/dinov2-base")
+PICKSCORE = Weights("yuvalkirstain/PickScore_v1")
+CLIP_H14 = Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", processor=True)
 LAION_LINEAR = Weights("sa_0_4_vit_l_14_linear.pth", origin="github.com/LAION-AI/aesthetic-predictor")
 MUSIQ_SPAQ = Weights("musiq_spaq_ckpt-358bb6af.pth", origin="github.com/chaofengc/IQA-PyTorch")
 AMT_S = Weights("amt-s.pth", origin="hub, lalala125/AMT")

@@ -14,7 +14,7 @@ from benchmarks.quality.metrics.frames import evenly
 from benchmarks.quality.metrics.motion import motion_amplitude
 from benchmarks.quality.official.base import Clips, Made, Scorer, Sourced, facts
 from benchmarks.quality.official.drafts import Draft
-from benchmarks.quality.official.needs import Judge, Needs, Weights
+from benchmarks.quality.official.needs import CLIP_L14, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, read_json, refuse
 from benchmarks.quality.official.settings import check_choice
 from benchmarks.quality.official.source import Source
@@ -79,12 +79,7 @@ class OpenS2V(Clips, Made, Sourced):
         "natural_score": "the clip could be real, as a judge says",
     }
     needs: ClassVar[Needs] = {
-        "aesthetics": (
-            Weights("ViT-L-14.pt", origin="openaipublic.azureedge.net/clip"),
-            Weights(
-                "sac+logos+ava1-l14-linearMSE.pth", origin="github.com/christophschuhmann/improved-aesthetic-predictor"
-            ),
-        ),
+        "aesthetics": (CLIP_L14, Weights("aesthetic-model.pth", origin="hub, BestWishYsh/OpenS2V-Weight")),
         "motion_smoothness": (Weights("q-future/one-align"),),
         "face_sim": (
             Weights("glint360k_curricular_face_r101_backbone.bin", origin="hub, BestWishYsh/OpenS2V-Weight"),

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Made
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Made, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import (
     AMT_S,
@@ -23,6 +24,9 @@ from benchmarks.quality.official.needs import (
 from benchmarks.quality.official.reading import Row, Schema, check_count, check_counts, checked, find, read_json
 from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import vbench
+from benchmarks.quality.totals.records import Range, in_percent
 
 FILE = "VBench_full_info.json"
 ENTRIES = 946
@@ -95,6 +99,7 @@ class VBench(Clips, Made):
         "appearance_style": "the style is as told",
         "overall_consistency": "the clip shows what the text says",
     }
+    ranges: ClassVar[dict[str, Range]] = {name: vbench.RANGES[name] for name in metrics}
     needs: ClassVar[Needs] = {
         "subject_consistency": (DINO_B16,),
         "background_consistency": (CLIP_B32,),
@@ -141,6 +146,10 @@ class VBench(Clips, Made):
     def prompts(self, drafts: Sequence[Draft]) -> list[str]:
         """The prompt of each entry, as the published lists of rewritten ones have them: two come twice."""
         return [row["prompt_en"] for row in self._entries()]
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Total, its parts and the dimensions, in per cent."""
+        return [Tally("VBench 1.0", facts(items), in_percent(vbench.totals), "vbench")]
 
     def _entries(self) -> list[Row]:
         path = find(self.source, *self._places())

@@ -6,13 +6,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Made
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Made, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import COTRACKER2, RAFT, Judge, Needs, Weights
 from benchmarks.quality.official.reading import Row, Schema, check_counts, checked, find, read_json, refuse
 from benchmarks.quality.official.settings import check_names
 from benchmarks.quality.official.source import Source
 from benchmarks.quality.official.vbench import grouped
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import vbench2
+from benchmarks.quality.totals.records import in_percent
 
 FILE = "VBench2_full_info.json"
 SAMPLES, DIVERSITY_SAMPLES = 3, 20
@@ -151,6 +155,10 @@ class VBench2(Clips, Made):
     def prompts(self, drafts: Sequence[Draft]) -> list[str]:
         """The prompt of each entry."""
         return [row["prompt_en"] for row in self._entries()]
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Total, its parts and the dimensions, in per cent."""
+        return [Tally("VBench-2.0", facts(items), in_percent(vbench2.totals), "vbench2")]
 
     def _entries(self) -> list[Row]:
         path = find(self.source, *self._places())

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.quality.official.base import Clips, Sourced
+from benchmarks.quality.interface import Item
+from benchmarks.quality.official.base import Clips, Sourced, facts
 from benchmarks.quality.official.drafts import Draft
 from benchmarks.quality.official.needs import (
     AMT_S,
@@ -22,6 +23,9 @@ from benchmarks.quality.official.reading import Row, Schema, check_counts, check
 from benchmarks.quality.official.settings import check_choice, check_names
 from benchmarks.quality.official.source import Source
 from benchmarks.quality.official.vbench import SAMPLES, VBench, grouped
+from benchmarks.quality.tallying import Tally
+from benchmarks.quality.totals import vbench_i2v
+from benchmarks.quality.totals.records import in_percent
 
 FILE = "vbench2_i2v_full_info.json"
 RATIOS = ("1-1", "7-4", "8-5", "16-9")
@@ -120,6 +124,10 @@ class VBenchI2V(Clips, Sourced):
     def prompts(self, drafts: Sequence[Draft]) -> list[str]:
         """The prompt of each entry."""
         return [row["prompt_en"] for row in self._entries()]
+
+    def tallies(self, items: Sequence[Item]) -> list[Tally]:
+        """Total, its parts and the dimensions, in per cent."""
+        return [Tally("VBench-I2V", facts(items), in_percent(vbench_i2v.totals), "vbench_i2v")]
 
     def _entries(self) -> list[Row]:
         path = find(self.source, self.folder / FILE, self.folder / "vbench2_beta_i2v" / FILE)

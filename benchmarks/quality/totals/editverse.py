@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.quality.totals.records import Facts, Range, Records, Scores, Totals, scaled
+from benchmarks.quality.totals.records import Facts, Range, Records, Scores, Totals, had, scaled
 
 RANGES = {
     "editing_quality": Range(0, 9),
@@ -20,10 +20,11 @@ def totals(records: Records, facts: Mapping[str, Facts]) -> Totals:
 
     Args:
         records: Scores of each item: editing quality is the mean of the judged frames' 0 to 9.
-        facts: The items.
+        facts: The items; figures are made of the scores that they have.
 
     Raises:
         DataError: A score is missing or out of range.
     """
-    scores = Scores(records, facts, RANGES)
-    return {name: scaled(scores.mean(name), PRINTED.get(name, 1.0)) for name in RANGES}
+    ranges = had(RANGES, facts)
+    scores = Scores(records, facts, ranges)
+    return {name: scaled(scores.mean(name), PRINTED.get(name, 1.0)) for name in ranges}

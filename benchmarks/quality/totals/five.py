@@ -5,7 +5,7 @@ Source: FiVE-Bench, `evaluation/evaluate.py` and `results/avg_metrics_in_csv.py`
 
 from collections.abc import Mapping
 
-from benchmarks.quality.totals.records import SHARE, Facts, Figure, Range, Records, Scores, Totals, mean, scaled
+from benchmarks.quality.totals.records import SHARE, Facts, Figure, Range, Records, Scores, Totals, had, mean, scaled
 from benchmarks.quality.totals.rules import Rule, plain
 from bernini.errors import DataError
 
@@ -28,7 +28,7 @@ CONVENTIONAL = {
     "structure_distance": Range(0),
     "psnr_unedit_part": Range(optional=True),  # the mask may cover everything
     "lpips_unedit_part": Range(0, optional=True),
-    "mse_unedit_part": Range(0, 1, optional=True),
+    "mse_unedit_part": Range(0, optional=True),
     "ssim_unedit_part": Range(-1, 1, optional=True),
     "clip_similarity_target_image": Range(),
     "clip_similarity_target_image_edit_part": Range(optional=True),  # the mask may be empty
@@ -71,14 +71,15 @@ def conventional(records: Records, facts: Mapping[str, Facts], *, official_missi
 
     Args:
         records: Scores of each item, means over its frames.
-        facts: The items; their category is the type of edit.
+        facts: The items; their category is the type of edit. Figures are made of the scores that they have.
         official_missing_dropped: Leave what is missing out of the means in silence, as the official scripts do.
 
     Raises:
         DataError: A score is missing or out of range, a type is unknown or has no item.
     """
-    scores = Scores(records, facts, CONVENTIONAL, drop_missing=official_missing_dropped)
-    return {column: scaled(_over_types(scores, name), factor) for column, (name, factor) in PRINTED.items()}
+    ranges = had(CONVENTIONAL, facts)
+    scores = Scores(records, facts, ranges, drop_missing=official_missing_dropped)
+    return {c: scaled(_over_types(scores, name), factor) for c, (name, factor) in PRINTED.items() if name in ranges}
 
 
 def accuracies(records: Records, facts: Mapping[str, Facts], *, official_missing_dropped: bool = False) -> Totals:

@@ -53,6 +53,9 @@ class Figure(NamedTuple):
 Totals = dict[str, Figure]
 """Figures by the name of their column."""
 
+Compute = Callable[[Records, Mapping[str, Facts]], Totals]
+"""From scores to figures; raises DataError where a score is missing."""
+
 SHARE = Range(0, 1)
 
 
@@ -175,9 +178,20 @@ def mean(values: Sequence[float], what: str, weights: Sequence[float] | None = N
     return Figure(math.fsum(v * w for v, w in zip(values, weights, strict=True)) / whole, len(values))
 
 
+def had(ranges: Mapping[str, Range], facts: Mapping[str, Facts]) -> dict[str, Range]:
+    """Those of some scores that any item has."""
+    names = {name for fact in facts.values() for name in fact.scores}
+    return {name: allowed for name, allowed in ranges.items() if name in names}
+
+
 def scaled(figure: Figure, factor: float) -> Figure:
     """A figure in other units."""
     return figure._replace(value=figure.value * factor)
+
+
+def in_percent(compute: Compute) -> Compute:
+    """The same figures in per cent."""
+    return lambda records, facts: {name: scaled(figure, 100) for name, figure in compute(records, facts).items()}
 
 
 def _wrong(one: str, name: str, what: str, why: str) -> DataError:
