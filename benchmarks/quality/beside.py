@@ -44,6 +44,7 @@ def totals(summary: dict[str, Any]) -> list[Beside]:
                 [[name, f"{own[name]:.2f}", *_column(table, name)] for name in own if name in table.decimals],
             )
             for table in printed(total)
+            if own.keys() & table.decimals.keys()
         ]
         found += [Beside(total["title"], "", ["figure", ours], counted), *sides]
     return found

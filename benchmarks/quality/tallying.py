@@ -1,9 +1,10 @@
 """Official figures of a run: from all its scores or not at all."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from benchmarks.quality.totals.records import Compute, Facts, Totals
+from benchmarks.quality.totals.records import Compute, Facts, Records, Totals
 from bernini.errors import DataError
 
 
@@ -15,7 +16,7 @@ class Tally(NamedTuple):
         facts: The items, and the scores that each of them has to have.
         compute: The figures, from the scores; raises DataError where one is missing.
         published: Name that printed tables of the same figures have in the catalogue; empty where there are none.
-        apart: Whether each figure is made of one score alone, so that it is there whatever the others lack.
+        apart: Whether figures that are made of one score alone are there whatever the others lack.
     """
 
     title: str
@@ -45,17 +46,23 @@ def tally(
             item: {name: values[item, name] for name in fact.scores if (item, name) in values}
             for item, fact in one.facts.items()
         }
-        figures: Totals = {}
-        why = "" if whole else "the run is of a part of the items"
-        if whole:
-            for part in _apart(one) if one.apart else [one.facts]:
-                try:
-                    figures |= one.compute({key: _only(records[key], part[key].scores) for key in part}, part)
-                except DataError as error:
-                    why = why or error.what
+        figures, why = _figures(one, records) if whole else ({}, "the run is of a part of the items")
         rows = [{"figure": name, "value": figure.value, "n": figure.n} for name, figure in figures.items()]
-        found.append({"title": one.title, "published": one.published, "figures": rows, "why": "" if figures else why})
+        found.append({"title": one.title, "published": one.published, "figures": rows, "why": why})
     return found
+
+
+def _figures(one: Tally, records: Records) -> tuple[Totals, str]:
+    """Figures, or why there are none."""
+    try:
+        return one.compute(records, one.facts), ""
+    except DataError as error:
+        why = error.what
+    figures: Totals = {}
+    for part in _apart(one) if one.apart else ():
+        with suppress(DataError):  # the others stand alone
+            figures |= one.compute({key: _only(records[key], fact.scores) for key, fact in part.items()}, part)
+    return figures, "" if figures else why
 
 
 def _apart(one: Tally) -> list[dict[str, Facts]]:

@@ -12,6 +12,9 @@ import torch
 from official_files import CLIP_SIZE, WRITERS
 from servers import Server, chat_server, say
 
+from benchmarks.quality.environment import environment
+from benchmarks.quality.folder import RunFolder, describe
+from benchmarks.quality.toy import ToyBenchmark
 from bernini.cli import main
 from bernini.media import read_video, write_video
 
@@ -25,7 +28,7 @@ JUDGE = ["--judge-url", "http://127.0.0.1:1/v1", "--judge-model"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, and a run of each of two benchmarks."""
+    """A folder with data, a run of each of two benchmarks, and one of a third that has made nothing yet."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -35,6 +38,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["bench", "run", *IVE, "--accept-licence", "--out", "run", "--examples", "0"]) == 0
         words = ["--root", "gedit", *SMALL, *MODEL, "--out", "judged"]
         assert main(["bench", "generate", "gedit", *words]) == 0
+        toy = ToyBenchmark(tasks=("t2v",), per_task=1)
+        RunFolder(root / "toy").start(describe(toy, toy.items(), 1), environment())
     return root
 
 
@@ -82,10 +87,10 @@ def refused(words: list[str], code: int, told: str, capsys: pytest.CaptureFixtur
         (["score", "nowhere"], 78, "no manifest.json in nowhere"),
         (["score", "run", "--workers", "-1"], 2, "'-1' is no whole number from 0 up"),
         (["score", "run", "--shard", "2/2"], 78, "there is no shard 2 of 2"),
-        (["score", "run", *JUDGE, "gpt-4o-2024-11-20"], 78, "no judge can be asked about ivebench"),
+        (["score", "toy", *JUDGE, "gpt-4o-2024-11-20"], 78, "no judge can be asked about toy"),
         (["score", "judged", *JUDGE, "gpt-4o"], 78, "is not pinned"),
         (["score", "judged", *JUDGE, "gpt-4o-2024-11-20", "--judge-key-env", "NO_SUCH_KEY"], 78, "NO_SUCH_KEY"),
-        (["score", "judged", "--judge-local", str(TOY)], 65, "there is no judge here"),
+        (["score", "judged", "--judge-local", str(TOY)], 78, "there is no judge in"),
         (["report", "judged"], 78, "no summary.json in judged"),
     ],
 )

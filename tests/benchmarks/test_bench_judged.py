@@ -145,7 +145,7 @@ def test_one_command_judges_what_else_is_measured_otherwise(server: Server, tmp_
     assert judged == [(task, "editing_quality", 6, 1) for task in ("v2v", "rv2v", "ads2v")]
     assert {row["score"] for row in found["missing"]} == {"pick", "frame_text", "video_text", "clip_tc", "dino_tc"}
     (total,) = found["totals"]
-    assert total["figures"] == [] and "is missing" in total["why"] and not found["comparable"]
+    assert total["figures"] == [{"figure": "editing_quality", "value": 6, "n": 3}] and not found["comparable"]
 
 
 def test_one_command_has_two_tables_of_bernini_bench(server: Server, tmp_path: Path) -> None:

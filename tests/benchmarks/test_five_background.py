@@ -1,5 +1,7 @@
 """FiVE's figures of the background, against torchmetrics and Pillow, over frames and masks in files."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -12,10 +14,16 @@ from PIL import Image
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from benchmarks.quality.environment import environment
+from benchmarks.quality.folder import RunFolder, describe
 from benchmarks.quality.interface import Item, cell
 from benchmarks.quality.official.five import FiVE, compared
+from benchmarks.quality.page import write_page
+from benchmarks.quality.scoring import score
+from benchmarks.quality.summary import aggregate
 from benchmarks.quality.totals.records import Range
 from bernini.errors import DataError
+from bernini.media import write_video
 
 SIZE = 40, 60
 
@@ -79,9 +87,58 @@ def test_an_output_that_leaves_the_background_alone_is_perfect(five: FiVE) -> No
     assert infinite[2:] == (float("inf"),) * 3 + (2, 2)
 
 
+def test_infinite_figures_and_scores_that_do_not_exist_reach_the_report(tmp_path: Path) -> None:
+    """Both outputs are black as their sources, one of whose masks hide all."""
+    WRITERS["five"](tmp_path)
+    for number, level in enumerate((0, 255)):
+        for kind, image in (("images", Image.new("RGB", SIZE[::-1])), ("bmasks", Image.new("L", SIZE[::-1], level))):
+            file = tmp_path / kind / f"{number:04d}_bus/00001.jpg"
+            file.unlink()  # one file has many names
+            image.save(file)
+    benchmark = FiVE(root=str(tmp_path), accept_licence=True, frames=1, max_edge=64, min_edge=32)
+    every = benchmark.items()
+    items, folder = every[:2], RunFolder(tmp_path / "run")
+    folder.start(describe(benchmark, items, len(every)), environment(), benchmark.located())
+    for item in items:
+        path = folder.output(benchmark, item)
+        write_video(path, torch.zeros(3, 1, item.expect.height, item.expect.width, dtype=torch.uint8), item.expect.fps)
+        folder.generated.append([{"id": item.id, "file": str(path.relative_to(folder.root)), "seed": 0}])
+    score(benchmark, items, folder)
+    rows = [file.read_bytes() for file in sorted((folder.root / "scores").iterdir())]
+    score(benchmark, items, folder)
+    assert rows == [file.read_bytes() for file in sorted((folder.root / "scores").iterdir())], "nothing is scored again"
+    found = aggregate(benchmark, items, folder)
+    names = ["psnr_unedit_part", "mse_unedit_part", "ssim_unedit_part"]
+    assert [cell[1:] for cell in (tuple(cell.values()) for cell in found["cells"])] == [
+        (names[0], math.inf, math.inf, math.inf, 1, 1),
+        (names[1], 0, 0, 0, 1, 1),
+        (names[2], 1, 1, 1, 1, 1),
+    ]
+    assert (
+        found["failures"] == [] and found["coverage"] == 1 and folder.void(names) == {(items[1].id, n) for n in names}
+    )
+    for file in (folder.root / "summary.json", *(folder.root / "scores").iterdir()):
+        for text in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
+            json.loads(text, parse_constant=pytest.fail)
+    assert json.loads((folder.root / "summary.json").read_text())["cells"][0]["value"] == "inf"
+    assert folder.summary() == json.loads(json.dumps(found)) and folder.values(names)[items[0].id, names[0]] == math.inf
+    assert "| inf [inf, inf] |" in (folder.root / "table.md").read_text()
+    page = write_page(benchmark, items, folder, 2).read_text()
+    assert "inf" in page and "score missing" not in page
+
+
 def test_the_list_names_the_frames_and_masks_that_count(five: FiVE) -> None:
     names = [name for name in five.source_files(item_of(five, 17)) if "mp4" not in name]
     assert names == [f"{kind}/0000_bus/{t:05d}.png" for t in (0, 8, 16) for kind in ("images", "bmasks")]
+
+
+def test_masks_that_hide_all_frames_leave_nothing_to_score(five: FiVE, tmp_path: Path) -> None:
+    copytree(five.folder / "images/0000_bus", tmp_path / "images/0000_bus")
+    for name in compared(five.folder, item_of(five, 17)):
+        (tmp_path / "bmasks/0000_bus").mkdir(parents=True, exist_ok=True)
+        Image.new("L", SIZE[::-1], 9).save(tmp_path / "bmasks/0000_bus" / name)
+    found = replace(five, root=str(tmp_path)).score(item_of(five, 17), torch.zeros(3, 17, 32, 48, dtype=torch.uint8))
+    assert found == dict.fromkeys(five.measured())
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class IVEBench(Clips, Sourced):
 
     def tallies(self, items: Sequence[Item]) -> list[Tally]:
         """Total, its three groups and the twelve scores of the subset."""
-        return [Tally("IVEBench", facts(items), ivebench.totals, "ivebench")]
+        return [Tally("IVEBench", facts(items), ivebench.totals, "ivebench", apart=True)]
 
     def _file(self) -> Path:
         if self.prompts_file:

@@ -130,7 +130,7 @@ class OpenS2V(Clips, Made, Sourced):
     def tallies(self, items: Sequence[Item]) -> list[Tally]:
         """Total of the edition and domain, and its parts."""
         compute = partial(opens2v.totals, version=self.edition, domain=self.domain)
-        return [Tally("OpenS2V-Eval", facts(items), compute, f"opens2v {self.edition} {self.domain}")]
+        return [Tally("OpenS2V-Eval", facts(items), compute, f"opens2v {self.edition} {self.domain}", apart=True)]
 
     def _applies(self, metric: str, kind: str) -> bool:
         if metric == "face_sim":

@@ -5,7 +5,7 @@ Source: RyanChenYN/IVEBench, `metrics/get_average_score.py`.
 
 from collections.abc import Mapping
 
-from benchmarks.quality.totals.records import SHARE, Facts, Figure, Range, Records, Scores, Totals
+from benchmarks.quality.totals.records import SHARE, Facts, Figure, Range, Records, Scores, Totals, had
 from benchmarks.quality.totals.rules import Rule, plain, with_totals
 
 GROUPS = {
@@ -49,7 +49,7 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_missing_dro
 
     Args:
         records: Scores of each item of one subset.
-        facts: Its items.
+        facts: Its items. Without some of the scores there are figures of the others alone.
         official_missing_dropped: As the official script does, take values of -1 and less as missing, which cosines can
             be, and leave what is missing out of the means in silence.
 
@@ -61,6 +61,7 @@ def totals(records: Records, facts: Mapping[str, Facts], *, official_missing_dro
             one: {name: value for name, value in record.items() if value is not None and value > -1}
             for one, record in records.items()
         }
-    scores = Scores(records, facts, RANGES, drop_missing=official_missing_dropped)
-    parts: dict[str, Figure] = {name: scores.mean(name) for name in RANGES}
-    return with_totals(parts, RULES)
+    ranges = had(RANGES, facts)
+    scores = Scores(records, facts, ranges, drop_missing=official_missing_dropped)
+    parts: dict[str, Figure] = {name: scores.mean(name) for name in ranges}
+    return with_totals(parts, RULES if parts.keys() == RANGES.keys() else ())

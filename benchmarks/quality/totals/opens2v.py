@@ -6,7 +6,7 @@ Source: OpenS2V-Nexus, `eval/merge_result.py` and `eval/v1.0_backup/merge_result
 from collections.abc import Mapping
 from typing import Literal
 
-from benchmarks.quality.totals.records import Facts, Range, Records, Scores, Totals, mean, scaled
+from benchmarks.quality.totals.records import Facts, Range, Records, Scores, Totals, had, mean, scaled
 from benchmarks.quality.totals.rules import Rule, weighted, with_totals
 
 Version = Literal["v1.1", "v1.0"]
@@ -89,7 +89,8 @@ def totals(
     Args:
         records: Scores of each item as they were measured: aesthetics about 1 to 10, natural score 1 to 5 (the mean of
             three judgements), all others as shares or cosines. An item of nexus score 0 is left out of that mean.
-        facts: The items; only those with a person's reference have a face similarity.
+        facts: The items; only those with a person's reference have a face similarity. Without some of the scores there
+            are figures of the others alone.
         version: Of the benchmark.
         domain: Which of its three sets the items are.
 
@@ -98,12 +99,13 @@ def totals(
     """
     weights = WEIGHTS[version, domain]
     ranges = {name: allowed if name in weights else allowed._replace(optional=True) for name, allowed in RANGES.items()}
+    ranges = had(ranges, facts)
     scores = Scores(records, facts, ranges)
     parts: Totals = {}
-    for name in weights:
+    for name in (name for name in weights if name in ranges):
         low, high = LIMITS[name]
         found = [row[name] for row in scores.rows((name,)).values() if name != "nexus_score" or row[name]]
         least = 0.0 if low < 0 else low  # a cosine is clipped above alone, and 0 of it is 0
         figure = mean([min(max(value, low), high) for value in found], name)
         parts[name] = scaled(figure._replace(value=figure.value - least), 100 / (high - least))
-    return with_totals(parts, rules(version, domain))
+    return with_totals(parts, rules(version, domain) if parts.keys() == weights.keys() else ())
