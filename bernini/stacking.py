@@ -20,6 +20,25 @@ def group(keys: Iterable[Hashable]) -> list[list[int]]:
     return list(groups.values())
 
 
+def cut(sizes: Sequence[int], most: int, count: int | None = None) -> list[list[int]]:
+    """Positions in their order, cut into parts.
+
+    Args:
+        sizes: Of what is at each position.
+        most: Largest sum of sizes in a part; a larger one goes alone.
+        count: Most positions in a part.
+    """
+    parts: list[list[int]] = []
+    held = 0
+    for position, size in enumerate(sizes):
+        if not parts or held + size > most or len(parts[-1]) == count:
+            parts.append([])
+            held = 0
+        parts[-1].append(position)
+        held += size
+    return parts
+
+
 def map_stacked(
     function: Callable[..., Tensor], *columns: Sequence[Tensor], at_once: int | None = None
 ) -> list[Tensor]:

@@ -85,11 +85,13 @@ class Stopwatch(Callback):
 
     Args:
         warmup: First steps that are not counted.
+        say: Told of the figures at once: after them, what is on the device goes back to the host's memory.
     """
 
-    def __init__(self, warmup: int) -> None:
+    def __init__(self, warmup: int, say: Callable[[str], None]) -> None:
         self.left, self.waits, self.steps = warmup + 1, list[float](), list[float]()
         self._began = self._fetched = 0.0
+        self._say = say
 
     def on_train_batch_start(self, *_: Any) -> None:
         """The batch is on the device."""
@@ -105,6 +107,10 @@ class Stopwatch(Callback):
             self.waits.append(1e3 * (self._fetched - self._began))
             self.steps.append(1e3 * (now - self._began))
         self._began = now
+
+    def on_train_end(self, *_: Any) -> None:
+        """All steps are done."""
+        self._say(f"{sum(self.waits):.0f} of {sum(self.steps):.0f} ms were waiting")
 
 
 def measure_waiting(
@@ -142,7 +148,7 @@ def measure_waiting(
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True),
         compile=compile,
     )
-    watch = Stopwatch(warmup)
+    watch = Stopwatch(warmup, say)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,

@@ -10,7 +10,7 @@ SolverName = Literal["unipc", "euler"]
 
 
 class Solver(Protocol):
-    """One trajectory.
+    """Trajectories of one shape, side by side.
 
     Attributes:
         sigmas: ``[steps + 1]`` descending, the last one 0.
@@ -21,7 +21,14 @@ class Solver(Protocol):
     timesteps: list[int]
 
     def step(self, index: int, velocity: Tensor, x: Tensor) -> Tensor:
-        """Go from ``sigmas[index]`` to the next one."""
+        """Go from ``sigmas[index]`` to the next one.
+
+        Args:
+            index: The step.
+            velocity: ``[B, C, T, H, W]``.
+            x: ``[B, C, T, H, W]`` latents at ``sigmas[index]``.
+        """
+        ...
 
 
 class UniPC:

@@ -127,10 +127,8 @@ class ConversationPlanner(nn.Module):
         sizes: Sequence[TargetSize | None],
         negative: str,
     ) -> list[PlanRequest]:
-        return [
-            self.model.request(self.template.streams(conversation, negative, size), seed)
-            for conversation, seed, size in zip(conversations, seeds, sizes, strict=True)
-        ]
+        asked = zip(conversations, sizes, strict=True)
+        return self.model.requests([self.template.streams(one, negative, size) for one, size in asked], seeds)
 
 
 def write_planner(

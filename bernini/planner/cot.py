@@ -102,7 +102,7 @@ def answer(
         )
     if not conversations:
         return []
-    streams = [model.stream(template.question(conversation)) for conversation in conversations]
+    streams = model.streams([template.question(conversation) for conversation in conversations])
     longest = max(len(stream.embeds) for stream in streams)
     before = [longest - len(stream.embeds) for stream in streams]  # each ends where its answer begins
     embeds = torch.stack([pad(s.embeds, (0, 0, gap, 0)) for s, gap in zip(streams, before, strict=True)])

@@ -236,41 +236,47 @@ class PlannerModel(nn.Module):
         rows = None if telling is None else self.connector.for_gen(hidden[telling.told])
         return PlannerOutput(hidden, logits, pack.labels[1:][asked], loss, rows)
 
-    def request(self, streams: dict[str, PlannerSample], seed: int) -> PlanRequest:
-        """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes.
+    def requests(self, streams: Sequence[dict[str, PlannerSample]], seeds: Sequence[int]) -> list[PlanRequest]:
+        """What `Planner` takes, from the sequences that `PlannerTemplate.streams` writes; all sources are seen at once.
 
         Args:
-            streams: ``cond``, ``uncond`` and ``imgcond``; known targets are not looked at.
-            seed: Seed of order and noise.
+            streams: ``cond``, ``uncond`` and ``imgcond`` of each; known targets are not looked at.
+            seeds: Seed of each one's order and noise.
 
         Raises:
             DataError: There is no target to plan.
         """
-        cond = streams["cond"]
-        if cond.target_grid is None:
+        if any(own["cond"].target_grid is None for own in streams):
             raise DataError("a plan without a target", fix="ask for an image or a clip")
-        sources = bool((cond.token_type == SOURCE).any())
-        made = {name: self.stream(s) for name, s in streams.items() if sources or name != "imgcond"}
-        return PlanRequest(**made, seed=seed, grid=cond.target_grid)
+        asked = [
+            [name for name in own if name != "imgcond" or bool((own["cond"].token_type == SOURCE).any())]
+            for own in streams
+        ]
+        made = iter(self.streams([own[name] for own, names in zip(streams, asked, strict=True) for name in names]))
+        return [
+            PlanRequest(**{name: next(made) for name in names}, seed=seed, grid=own["cond"].target_grid)
+            for own, names, seed in zip(streams, asked, seeds, strict=True)
+        ]
 
     def planner(self) -> Planner:
         """Makes plans with these weights."""
         return Planner(self.text, self.connector, self.vit_decoder)
 
-    def stream(self, sample: PlannerSample) -> Stream:
-        """A sequence as the text model takes it: ViT embeddings for sources, the mask token for the target."""
+    def streams(self, samples: Sequence[PlannerSample]) -> list[Stream]:
+        """Sequences as the text model takes them: ViT embeddings for sources, the mask token for the target."""
         device = self.mask_tokens.device
-        kind = sample.token_type.to(device)
-        shown = sample.visuals[: int(sample.segment_id[sample.token_type == SOURCE].unique().numel())]
-        embeds = embed_inputs(
-            self.embedding,
-            sample.ids.to(device),
-            kind == SOURCE,
-            self.see(shown),
-            kind == TARGET,
-            self.mask_tokens[0, 0],
-        )
-        return Stream(embeds, sample.position_ids.to(device), kind, sample.segment_id.to(device))
+        shown = [s.visuals[: int(s.segment_id[s.token_type == SOURCE].unique().numel())] for s in samples]
+        distinct = list({id(visual): visual for own in shown for visual in own}.values())  # streams share sources
+        seen = self.see(distinct)
+        features = dict(zip(map(id, distinct), seen.split([visual.tokens for visual in distinct]), strict=False))
+        made = []
+        for sample, own in zip(samples, shown, strict=True):
+            kind = sample.token_type.to(device)
+            rows = torch.cat([seen[:0], *(features[id(visual)] for visual in own)])
+            ids = sample.ids.to(device)
+            embeds = embed_inputs(self.embedding, ids, kind == SOURCE, rows, kind == TARGET, self.mask_tokens[0, 0])
+            made.append(Stream(embeds, sample.position_ids.to(device), kind, sample.segment_id.to(device)))
+        return made
 
 
 def build(config: PlannerConfig, mllm: Qwen2_5_VLConfig) -> PlannerModel:

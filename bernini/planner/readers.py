@@ -11,8 +11,10 @@ from transformers import Qwen2_5_VLTextModel
 
 from bernini.planner.masking import TARGET, visible
 from bernini.planner.mllm import PrefixCache, additive_mask, run_text
+from bernini.stacking import cut
 
 KEYS = 128  # sequences are filled up to a multiple, so that prompts of many lengths share a recording
+GIVEN_AT_ONCE = 2048  # tokens of text and sources that share a forward: what they do not see of each other is computed
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,22 @@ class PrefixReader:
         model: The text model.
         streams: Streams of any lengths with equally many target tokens: the first ones of all requests, the second ones
             of all requests, and so on.
-        requests: How many requests they are of. The text and the sources of a request's streams share a forward.
+        requests: How many requests they are of. The text and the sources of a request's streams share a forward, and so
+            do those of several short requests.
     """
 
     def __init__(self, model: Qwen2_5_VLTextModel, streams: Sequence[Stream], requests: int) -> None:
         self.model = model
-        packs = [run_given(model, streams[row::requests]) for row in range(requests)]
-        read = [one for alike in zip(*packs, strict=True) for one in alike]
-        self.hidden = [hidden for hidden, _ in read]
+        own = [range(request, len(streams), requests) for request in range(requests)]
+        read: dict[int, tuple[Tensor, PrefixCache]] = {}
+        for some in cut([sum(len(streams[row].given) for row in rows) for rows in own], GIVEN_AT_ONCE):
+            rows = [row for request in some for row in own[request]]
+            read.update(zip(rows, run_given(model, [streams[row] for row in rows]), strict=True))
+        found = [read[row] for row in range(len(streams))]
+        self.hidden = [hidden for hidden, _ in found]
         tokens = len(streams[0].target)
         keys = -(-max(len(stream.embeds) for stream in streams) // KEYS) * KEYS
-        self.cache = PrefixCache.stack([cache for _, cache in read], keys - tokens)
+        self.cache = PrefixCache.stack([cache for _, cache in found], keys - tokens)
         self.positions = torch.stack([stream.position_ids[:, stream.target] for stream in streams], 1)
         mask = torch.zeros(len(streams), tokens, keys, dtype=torch.bool, device=streams[0].embeds.device)
         for row, stream in zip(mask, streams, strict=True):

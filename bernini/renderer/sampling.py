@@ -11,10 +11,11 @@ from torch import Tensor
 from bernini.errors import ConfigError
 from bernini.flow.guidance import APG, Arm, Context, Guide, Omegas, Sources, check_mode, get_mode
 from bernini.flow.noise import add_noise
-from bernini.flow.solvers import SOLVERS, Solver, SolverName
+from bernini.flow.solvers import SOLVERS, SolverName
 from bernini.renderer.experts import Experts
 from bernini.renderer.packing import PackedSample, Segment, interpolate_ids
 from bernini.renderer.stage import Stage
+from bernini.stacking import by_shape
 
 BeyondTrained = Literal["interpolate", "extend"]
 
@@ -142,7 +143,6 @@ class _Trajectory:
 
     request: RenderRequest
     guide: Guide
-    solver: Solver
     x: Tensor
     beyond_trained: BeyondTrained
     velocities: dict[Arm, Tensor] = field(default_factory=dict)
@@ -203,6 +203,8 @@ def render(
     grid = SOLVERS[config.solver](config.steps, config.shift)
     first, last = _window(experts, grid.timesteps)
     trajectories = [_start(r, config, first, grid.sigmas[first]) for r in requests]
+    alike = [[trajectories[place] for place in places] for places in by_shape(one.x for one in trajectories)]
+    solvers = [SOLVERS[config.solver](config.steps, config.shift, first) for _ in alike]
     for low, own in groupby(range(first, last), lambda index: experts.is_low(grid.timesteps[index])):
         steps = list(own)
         model = experts.at(grid.timesteps[steps[0]])
@@ -214,10 +216,13 @@ def render(
             found = stage.predict([one.x for one, _ in jobs], grid.timesteps[index])
             for (one, arm), velocity in zip(jobs, found, strict=True):
                 one.velocities[arm] = velocity
-            for one in trajectories:
-                velocity = one.guide.combine(one.velocities, one.x, sigma, low)
-                stop_early = index == last - 1 and last < config.steps
-                one.x = one.x - sigma * velocity if stop_early else one.solver.step(index, velocity, one.x)
+            stop_early = index == last - 1 and last < config.steps
+            for some, solver in zip(alike, solvers, strict=True):
+                x = torch.stack([one.x for one in some])
+                velocity = torch.stack([one.guide.combine(one.velocities, one.x, sigma, low) for one in some])
+                x = x - sigma * velocity if stop_early else solver.step(index, velocity, x)
+                for one, latent in zip(some, x, strict=True):
+                    one.x = latent
             if on_step:
                 step = Step(index + 1 - first, last - first, grid.timesteps[index], [one.x for one in trajectories])
                 on_step(step)
@@ -251,11 +256,10 @@ def _start(request: RenderRequest, config: SamplingConfig, first: int, sigma: fl
                 fix="load both experts, or sample clips whose target is known",
             )
         x = add_noise(request.truth.float(), x, sigma)
-    solver = SOLVERS[config.solver](config.steps, config.shift, first)
 
     def seen(arm: Arm) -> tuple:
         segments = request.segments(arm.sources, config.beyond_trained)
         return arm.context, tuple((id(s.latent), s.source_id) for s in segments)
 
     mode = get_mode(request.mode, request.planned).merged(seen)
-    return _Trajectory(request, Guide(mode, config.omegas, config.apg), solver, x, config.beyond_trained)
+    return _Trajectory(request, Guide(mode, config.omegas, config.apg), x, config.beyond_trained)

@@ -1,7 +1,7 @@
 """Samples that one transformer predicts step after step, while only their latents and the timestep change."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bernini.attention import Lengths
-from bernini.renderer.packing import Pack, PackedSample, pack, patchify, unpatchify
+from bernini.renderer.packing import Pack, PackedSample, grid_of, pack, patchify, unpatchify
 from bernini.renderer.transformer import Kept, KeysValues, PackedWanTransformer3DModel
 from bernini.sharding import most_of_ranks
-from bernini.stacking import group, map_stacked
+from bernini.stacking import cut, group, map_stacked
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ class Stage:
         rows = accumulate((len(context) for context in contexts), initial=0)
         starts = dict(zip(map(id, contexts), rows, strict=False))
         order = [place for places in readers for place in places]
+        tokens = [sum(math.prod(grid_of(s.latent, model.patch)) for s in samples[place].segments) for place in order]
         self._parts = []
-        for places in _split(order, samples, model.patch, max_pack, max_tokens):
+        for part in cut(tokens, max_tokens, max_pack):
+            places = [order[at] for at in part]
             own = [samples[place] for place in places]
             packed, kept = pack(own, model.patch), None
             if keys_values is not None:
@@ -89,22 +91,6 @@ class Stage:
             for place, own, cells in zip(part.places, rows, packed.target_grids, strict=True):
                 found[place] = unpatchify(own, cells, self._model.patch)
         return [found[place] for place in range(len(latents))]
-
-
-def _split(
-    order: Sequence[int], samples: Sequence[PackedSample], patch: tuple[int, int, int], max_pack: int, max_tokens: int
-) -> Iterator[list[int]]:
-    """Cut places into parts that a forward may hold."""
-    part: list[int] = []
-    held = 0
-    for place in order:
-        tokens = sum(math.prod(s.latent.shape[1:]) for s in samples[place].segments) // math.prod(patch)
-        if part and (len(part) == max_pack or held + tokens > max_tokens):
-            yield part
-            part, held = [], 0
-        part.append(place)
-        held += tokens
-    yield part
 
 
 def _keep(

@@ -22,9 +22,10 @@ from bernini.planner.model import (
 )
 from bernini.planner.planning import PlanningConfig
 from bernini.planner.template import PlannerSample, pack
-from bernini.planner.vision import Visual
+from bernini.planner.vision import VisionConfig, Visual
 
 SMALL = PlannerConfig(**ADDED)
+VISION = VisionConfig(patch=8)
 IMAGE = 290  # a pad
 
 
@@ -37,7 +38,8 @@ def model() -> PlannerModel:
 def make_sample(seed: int, sources: int, words: int = 5, labels: bool = False) -> PlannerSample:
     """Text, sources of four tokens, and a target of four tokens unless it is a chat."""
     draw = torch.Generator().manual_seed(seed)
-    visuals = [Visual(torch.randn(16, 3 * 2 * 8 * 8, generator=draw), (1, 4, 4), False, 2) for _ in range(sources + 1)]
+    drawn = [torch.randn(16, VISION.columns, generator=draw) for _ in range(sources + 1)]
+    visuals = [Visual(patches, (1, 4, 4), False, VISION) for patches in drawn]
     ids, kinds, segments = [], [], []
     for number in range(1, sources + 1):
         ids += [IMAGE] * 4
@@ -135,17 +137,30 @@ def test_hidden_tokens_show_nothing_of_themselves(model: PlannerModel) -> None:
 
 def test_streams_become_a_plan(model: PlannerModel) -> None:
     cond, bare = make_sample(0, 1), make_sample(0, 0)
-    request = model.request({"cond": cond, "uncond": bare, "imgcond": bare}, seed=3)
+    [request] = model.requests([{"cond": cond, "uncond": bare, "imgcond": bare}], seeds=[3])
     assert request.imgcond is not None and request.grid == (1, 2, 2)
     (plan,) = model.planner().plan([request], PlanningConfig(steps=2, flow_steps=2))
     assert plan.embeds.shape == (4, 32) and plan.wtxt_wvit.shape == (len(cond), 20)
-    assert model.request({"cond": bare, "uncond": bare, "imgcond": bare}, seed=3).imgcond is None
+    assert model.requests([{"cond": bare, "uncond": bare, "imgcond": bare}], seeds=[3])[0].imgcond is None
     # What the target really shows is not looked at.
     cond.visuals[-1] = make_sample(9, 0).visuals[0]
     (again,) = model.planner().plan(
-        [model.request({"cond": cond, "uncond": bare, "imgcond": bare}, 3)], PlanningConfig(2, 2)
+        model.requests([{"cond": cond, "uncond": bare, "imgcond": bare}], [3]), PlanningConfig(2, 2)
     )
     assert torch.equal(again.embeds, plan.embeds)
+
+
+def test_requests_that_are_made_together_are_those_made_alone(model: PlannerModel) -> None:
+    samples = [(make_sample(n, n, words=3 + n), make_sample(n, 0, words=3 + n)) for n in range(3)]
+    asked = [{"cond": cond, "uncond": bare, "imgcond": bare} for cond, bare in samples]
+    together = model.requests(asked, seeds=range(3))
+    assert [request.imgcond is None for request in together] == [True, False, False]
+    for number, request in enumerate(together):
+        [alone] = model.requests(asked[number : number + 1], seeds=[number])
+        assert request.seed == alone.seed == number
+        for own, other in ((request.cond, alone.cond), (request.uncond, alone.uncond)):
+            assert torch.allclose(own.embeds, other.embeds, atol=1e-6)
+            assert torch.equal(own.position_ids, other.position_ids) and torch.equal(own.target, other.target)
 
 
 def test_wrong_features_are_refused(model: PlannerModel) -> None:

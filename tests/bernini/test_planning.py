@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from bernini.errors import ConfigError, DataError
+from bernini.planner import readers
 from bernini.planner.connector import Connector, ConnectorConfig
 from bernini.planner.flow_head import FlowHead, FlowHeadConfig
 from bernini.planner.masking import SOURCE, TARGET, TEXT, block_mask, visible
@@ -231,6 +232,19 @@ def test_requests_together_are_as_alone(planner, relative_error):
     for request, plan in zip(requests, planner.plan(requests, config), strict=True):
         assert len(plan.wtxt_wvit) == len(request.cond.embeds) and len(plan.embeds) == len(request.cond.target)
         assert_same_plans(plan, planner.plan([request], config)[0], relative_error)
+
+
+def test_short_requests_share_a_forward_and_long_ones_do_not(planner, monkeypatch, relative_error):
+    requests = [make_request(seed, sources=False) for seed in range(3)]  # of 20 to 22 given tokens, and 5 without words
+    with Forwards(planner.text_model) as layers:
+        together = planner.plan(requests, PlanningConfig(1, 1))
+    assert layers[0][0] == (1, 20 + 21 + 22 + 3 * 5)
+    monkeypatch.setattr(readers, "GIVEN_AT_ONCE", 25 + 26)
+    with Forwards(planner.text_model) as layers:
+        apart = planner.plan(requests, PlanningConfig(1, 1))
+    assert layers[0][:2] == [(1, 25 + 26), (1, 27)]
+    for a, b in zip(together, apart, strict=True):
+        assert_same_plans(a, b, relative_error)
 
 
 def test_contexts_share_their_rows(planner):

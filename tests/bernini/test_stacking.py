@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bernini.stacking import by_shape, group, map_stacked
+from bernini.stacking import by_shape, cut, group, map_stacked
 
 SHAPES = st.lists(st.sampled_from([(2, 3), (3, 2), (6,), (1, 1, 4)]), max_size=9)
 
@@ -56,3 +56,14 @@ def test_groups_hold_every_position_once_in_order_of_appearance(keys):
 
 def test_shapes_are_what_groups_tensors():
     assert by_shape(draw([(2, 3), (3, 2), (2, 3), (6,)])) == [[0, 2], [1], [3]]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 12), st.none() | st.integers(1, 4))
+def test_parts_are_as_full_as_they_may_be(sizes, most, count):
+    parts = cut(sizes, most, count)
+    assert [position for part in parts for position in part] == list(range(len(sizes)))
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        held = sum(sizes[position] for position in part)
+        assert held <= most or len(part) == 1
+        assert count is None or len(part) <= count
+        assert after is None or held + sizes[after[0]] > most or len(part) == count

@@ -117,7 +117,8 @@ def plan(model: PlannerModel, sheets: Sequence[Sheet], configs: Sequence[Plannin
     planner = model.planner()
     made: list[list[Tensor]] = [[] for _ in configs]
     for some in batches(sheets, batch):
-        requests = [model.request(sheet.streams, draw_seed("plan", sheet.key) % 2**32) for sheet in some]
+        seeds = [draw_seed("plan", sheet.key) % 2**32 for sheet in some]
+        requests = model.requests([sheet.streams for sheet in some], seeds)
         for own, config in zip(made, configs, strict=True):
             own += [found.embeds.float() for found in planner.plan(requests, config)]
     return [torch.stack(own) for own in made]
