@@ -73,12 +73,16 @@ def within(benchmark: Benchmark, name: str, value: float | None) -> float | None
     """A score, if it is one that there can be; none where it does not exist for the item.
 
     Raises:
-        DataError: It is out of its range.
+        DataError: It is out of its range, or is none although it exists for every item.
     """
     allowed = benchmark.ranges.get(name, SHARE)
-    if value is not None and not allowed.low <= value <= allowed.high:  # NaN is caught too
+    if value is None:
+        if not allowed.optional:
+            raise DataError(f"{name} is none, and exists for every item")
+        return None
+    if not allowed.low <= value <= allowed.high:  # NaN is caught too
         raise DataError(f"{name} lies in [{allowed.low:g}, {allowed.high:g}], not {value}")
-    return None if value is None else float(value)
+    return float(value)
 
 
 def append_scores(folder: RunFolder, results: Sequence[tuple[Item, Scored]]) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from benchmarks.quality.folder import Journal, RunFolder, Shard, describe, read_output
 from benchmarks.quality.interface import Cell, coverage, interval, subset
+from benchmarks.quality.official.five import FiVE
 from benchmarks.quality.records import Records
-from benchmarks.quality.scoring import judge_file
+from benchmarks.quality.scoring import judge_file, within
 from benchmarks.quality.toy import ToyBenchmark
 from bernini.errors import ConfigError, DataError
 from bernini.media import write_image, write_video
@@ -165,6 +166,25 @@ def test_any_number_of_ranks_gives_the_same_table_to_the_bit(tmp_path: Path) -> 
     for rank in ranks:
         rank.join()
     assert {(tmp_path / f"table-{rank}").read_text() for rank in range(3)} == {repr(alone.compute())}
+
+
+def test_a_score_that_does_not_exist_for_an_item_is_not_asked_for() -> None:
+    (one, metric), *_ = SCORES
+    records = Records(BENCHMARK, ITEMS)
+    records.update([(*key, None if key == (one, metric) else value) for key, value in SCORES.items()])
+    cells, whole = records.compute(), BENCHMARK.aggregate(ITEMS, SCORES)
+    changed = [(c.of, all_.of) for c, all_ in zip(cells, whole, strict=True) if c != all_]
+    assert len(changed) == 1 and changed[0][0] == changed[0][1] - 1 and all(c.n == c.of for c in cells)
+
+
+def test_a_score_is_in_its_range_and_exists_where_it_has_to() -> None:
+    optional = "psnr_unedit_part"
+    assert within(FiVE(), optional, None) is None and within(FiVE(), optional, math.inf) == math.inf
+    for value in (math.nan, -0.1, 1.1):
+        with pytest.raises(DataError, match="motion lies in .0, 1."):
+            within(BENCHMARK, "motion", value)
+    with pytest.raises(DataError, match="motion is none"):
+        within(BENCHMARK, "motion", None)
 
 
 # -- the folder ---------------------------------------------------------------------------------------------------
