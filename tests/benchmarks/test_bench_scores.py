@@ -181,7 +181,7 @@ def test_a_score_is_in_its_range_and_exists_where_it_has_to() -> None:
     optional = "psnr_unedit_part"
     assert within(FiVE(), optional, None) is None and within(FiVE(), optional, math.inf) == math.inf
     for value in (math.nan, -0.1, 1.1):
-        with pytest.raises(DataError, match="motion lies in .0, 1."):
+        with pytest.raises(DataError, match="motion lies in"):
             within(BENCHMARK, "motion", value)
     with pytest.raises(DataError, match="motion is none"):
         within(BENCHMARK, "motion", None)
