@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -290,6 +291,16 @@ def make_empty(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command in hand, too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `bernini demo`."""
     parser = ArgumentParser(prog="bernini demo", description=__doc__)
@@ -304,7 +315,6 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "the toy family is not here", where=str(ASSETS), fix="run the demo from a checkout of the repository"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the command in hand is ended too
     console = Console()
     make_empty(options.out)
     disable_progress_bar()  # of loading small models
@@ -315,7 +325,7 @@ def main(argv: Sequence[str]) -> int:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with ended_by_sigterm(), Progress(*columns, console=console) as progress:
         metrics = run(options.out, options.steps, options.samples, options.held_out, progress)
     before, after = (100 * metrics[name]["edit_done"]["value"] for name in RUNS)
     console.print(

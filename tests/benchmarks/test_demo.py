@@ -1,6 +1,7 @@
 """`bernini demo` from end to end, with a few training steps."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from bernini.media import probe_video
 
 
 def test_demo_leaves_report_figures_clips_and_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "demo"
+    out, handler = tmp_path / "demo", signal.getsignal(signal.SIGTERM)
     assert main(["demo", "--out", str(out), "--steps", "18", "--samples", "16", "--held-out", "16"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert str(out / "report.html") in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["items"] == 16 and metrics["steps"] == 18
