@@ -35,18 +35,32 @@ lint: $(DEV) ## check style, docstrings, formatting and types
 gpu-test: $(DEV) ## run the tests that need a CUDA device
 	@$(BIN)python3 -m pytest -m gpu $(ARGS)
 
-toy-family: $(DEMO) ## train assets/toy anew on a GPU and score it; opens in runs/toy-family/bench/report.html
+LR := --model.lr_scheduler.init_args
+# What the renderer reads while planner and renderer learn together: the paper's visible tokens, or the whole true plan.
+SHOWN := --model.exposure '{visible: 0.5, full: 0.5}' $(LR).max_lr 5e-4
+
+toy-family: $(DEMO) ## train assets/toy and assets/toy-bernini anew on a GPU and score them; opens in runs/toy-family/bench/report.html
 	@$(BIN)bernini fit -c configs/toy/vae.yaml
 	@$(BIN)python3 -m datamodules.toyworld.family assets/toy
 	@$(BIN)bernini fit -c configs/toy/family.yaml
 	@$(BIN)bernini bench run toy --out runs/toy-family/bench --bounds --workers 8
 	@$(BIN)bernini fit -c configs/toy/sight.yaml -c configs/toy/banked.yaml --data.length 240000 --trainer.max_steps 11000 \
-		--model.lr_scheduler.init_args.total_steps 11000 --model.lr_scheduler.init_args.max_lr 2e-3
+		$(LR).total_steps 11000 $(LR).max_lr 2e-3
 	@$(BIN)bernini fit -c configs/toy/planner.yaml -c configs/toy/banked.yaml
 	@rm -rf runs/toy-planner/float16
 	@$(BIN)bernini export model runs/toy-planner/planner --to planner --dtype float16 --out runs/toy-planner/float16
 	@cp -R runs/toy-planner/float16/. assets/toy/planner
 	@$(BIN)python3 -m benchmarks.quality.plans --model assets/toy/planner --out runs/plans/toy
+	@$(BIN)bernini fit -c configs/toy/warmup.yaml -c configs/toy/cobanked.yaml --data.length 60000 --data.folder runs/toy-bank \
+		--trainer.max_steps 500 $(LR).total_steps 500
+	@$(BIN)bernini fit -c configs/toy/cotrain.yaml -c configs/toy/cobanked.yaml --data.length 60000 --data.folder runs/toy-bank \
+		--trainer.max_steps 7500 $(LR).total_steps 7500 $(SHOWN)
+	@$(BIN)bernini fit -c configs/toy/cot.yaml -c configs/toy/cobanked.yaml --data.length 30000 \
+		--trainer.max_steps 1400 $(LR).total_steps 1400 $(SHOWN)
+	@rm -rf runs/toy-bernini
+	@$(BIN)bernini export model runs/toy-cot/model assets/toy --to diffusers --dtype float16 --out runs/toy-bernini
+	@cp -R runs/toy-bernini/. assets/toy/text_encoder assets/toy/generate.json assets/toy-bernini
+	@$(BIN)bernini bench run toy --model assets/toy-bernini --out runs/toy-family/planned --workers 8
 
 clean: ## remove the environment, caches and build outputs; runs/ and data/ stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -42,7 +42,7 @@ def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("assets").symlink_to(ROOT / "assets")
     make_inputs()
     commands = [shlex.split(line) for kind, block in BLOCKS if not kind for line in block.splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 12
     monkeypatch.setenv("OPENAI_API_KEY", "of-nobody")
     for words in commands:
         ranks = 2 if words[0] == "torchrun" else 1
@@ -55,7 +55,18 @@ def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert main([*there, *SHORT]) == 0
                 assert len(server.asked) == ("--rewrite" in own)
     made = {path.relative_to("runs/generate").as_posix() for path in Path("runs/generate").rglob("*.*")}
-    outputs = {"ring.mp4", "black.mp4", "a.mp4", "b.mp4", "text.mp4", "vision.mp4", "vision.frame.png", "winter.mp4"}
+    outputs = {
+        "ring.mp4",
+        "black.mp4",
+        "two.mp4",
+        "one.mp4",
+        "a.mp4",
+        "b.mp4",
+        "text.mp4",
+        "vision.mp4",
+        "vision.frame.png",
+        "winter.mp4",
+    }
     outputs |= {f"{folder}/{name}" for folder in ("cases", "v2") for name in ("ring.png", "gray.mp4", "blue.mp4")}
     assert {name for name in made if not name.endswith(("json", "safetensors"))} == outputs
     assert Path("edits/car.mp4").is_file() and "a.plan.safetensors" in made
