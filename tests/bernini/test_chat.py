@@ -40,7 +40,7 @@ def as_is(completion: Completion) -> Completion:
         ("1e9", LONGEST_WAIT, LONGEST_WAIT),
         ("nan", 0.5, 0.5),
         ("soon", 0.5, 0.5),
-        (formatdate(time.time() + 3600, usegmt=True), LONGEST_WAIT, LONGEST_WAIT),
+        pytest.param(formatdate(time.time() + 3600, usegmt=True), LONGEST_WAIT, LONGEST_WAIT, id="in an hour"),
         (formatdate(0, usegmt=True), 0.5, 0.5),
     ],
 )
