@@ -17,6 +17,7 @@ from benchmarks.quality.official.sizing import picture_like
 from benchmarks.quality.official.source import Source
 from benchmarks.quality.tallying import Tally
 from benchmarks.quality.totals import gedit
+from benchmarks.quality.totals.gedit import GROUPS
 from benchmarks.quality.totals.records import Range
 from bernini.errors import ConfigError, DataError
 from bernini.media import read_image
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 Language = Literal["en", "cn", "all"]
-GROUPS = (
-    "background_change",
-    "color_alter",
-    "material_alter",
-    "motion_change",
-    "ps_human",
-    "style_change",
-    "subject-add",
-    "subject-remove",
-    "subject-replace",
-    "text_change",
-    "tone_transfer",
-)
-"""Kinds of edit, over which the published figure is a plain mean."""
 FIELDS = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist")
 IMAGE = "input_image_raw"
 SCHEMA = Schema(

@@ -22,6 +22,7 @@ GROUPS = (
     "text_change",
     "tone_transfer",
 )
+"""Kinds of edit, over which the published figure is a plain mean."""
 SCORES = ("success", "over_editing", "naturalness", "artefacts")
 
 
