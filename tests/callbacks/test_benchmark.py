@@ -215,9 +215,9 @@ def test_a_run_that_is_trained_again_is_scored_again(config: dict[str, Any], tmp
     assert len(rows.read_text().splitlines()) == 6 and rows.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_give_the_summary_of_one(config: dict[str, Any], tmp_path: Path, strategy: str) -> None:
-    """Three items of a task on two ranks: one is made twice and counts once."""
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("ddp", 3), ("fsdp2", 2)])
+def test_ranks_give_the_summary_of_one(config: dict[str, Any], tmp_path: Path, strategy: str, ranks: int) -> None:
+    """Eight items of three tasks on ranks that are no divisor: some are made twice and count once."""
     config["trainer"]["max_steps"] = 1
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0  # so that both end with the same weights
     alone, both = copy.deepcopy(config), copy.deepcopy(config)
@@ -227,18 +227,18 @@ def test_two_ranks_give_the_summary_of_one(config: dict[str, Any], tmp_path: Pat
         "ddp": callback("lightning.pytorch.strategies.DDPStrategy", process_group_backend="gloo"),
         "fsdp2": callback(
             "lightning.pytorch.strategies.ModelParallelStrategy",
-            data_parallel_size=2,
+            data_parallel_size=ranks,
             tensor_parallel_size=1,
             process_group_backend="gloo",
         ),
     }
-    both["trainer"] |= {"devices": 2, "strategy": strategies[strategy]}
+    both["trainer"] |= {"devices": ranks, "strategy": strategies[strategy]}
     both["trainer"]["default_root_dir"] = str(tmp_path / "run2")
     fit(alone)
-    fit(both, ranks=2)
+    fit(both, ranks=ranks)
     one, two = (tmp_path / name / "step-000001" for name in ("alone", "both"))
     assert summary(one) == summary(two) and summary(one)["coverage"] == 1
-    assert {p.name for p in two.glob("*.jsonl")} == {"gen.0of2.jsonl", "gen.1of2.jsonl"}
+    assert {p.name for p in two.glob("*.jsonl")} == {f"gen.{rank}of{ranks}.jsonl" for rank in range(ranks)}
     assert sum(len(p.read_text().splitlines()) for p in two.glob("*.jsonl")) > len(list(one.glob("videos/*/*"))) == 8
 
 
