@@ -60,9 +60,10 @@ def write_run(folder: Path, variant: str, seed: int, shares: dict[str, float], a
     exposure = {"visible": 1.0, "full": 0.0, "planned": 0.0, "noised": 0.0}
     if variant in exposure:
         exposure |= {"visible": 0.5, variant: 0.5, **({"level": 0.3} if variant == "noised" else {})}
-    start = {"cold": "before", "before": "sight"}.get(variant, "warmup")
+    start = {"cold": "before"}.get(variant, "warmup")
     recipe = {"steps": 7, "lr": 0.1, "tasks": {"v2v": 2, "t2v": 1}, "batch_size": 5, "length": 100}
     told = {"name": f"{variant}-{seed}", "start": f"{start}-{seed}", "banked": True, "recipe": recipe, "seed": seed}
+    told |= {"start": "toy-sight"} if variant == "before" else {}
     told |= {"whole": False, "exposure": None if variant == "before" else exposure} | training
     begun = {**told, "name": f"{start}-{seed}", "start": f"before-{seed}"}
     omegas = {"vid": 1.0, "img": 1.0, "txt": 2.0, "tgt": 1.0, "scale": 1.0}
@@ -71,7 +72,7 @@ def write_run(folder: Path, variant: str, seed: int, shares: dict[str, float], a
         "sampling": {"steps": 2, "solver": "unipc", "mode": "vae_txt_vit", "without": "v2v", "omegas": omegas},
         "planning": {"steps": 25, "flow_steps": 5, "txt": 1.2, "img": 1.0},
     }
-    facts = {"variant": variant, "training": told, "start": None if variant == "before" else begun}
+    facts = {"variant": variant, "training": told, "start": None if told["start"].startswith("toy") else begun}
     facts |= {"settings": settings, "environment": {"processor": "P", "gpu": "G", "torch": "2", "date": "D"}}
     plans = [{"found": 1.0, "cosine": 0.5, "error": 1.0, "spread": 4.0, "asked": [0], "right": [0], "right_true": [0]}]
     for part in PARTS:
@@ -100,8 +101,8 @@ def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1)) -> Path:
         write_run(folder, "paper", seed, {"without": 0.25, "predicted": 0.25, "true": 1.0})
         write_run(folder, "cold", seed, {"without": 0.25, "predicted": 0.0, "true": 0.25})
         write_run(folder, "noised", seed, {"without": 0.25, "predicted": 1.0, "true": 1.0}, answers=1.0)
-        ways = {"without": 0.25, "predicted": 0.5, "true": 1.0, "text": 1.0, "vision": 0.5}
-        write_run(folder, "thinking", seed, ways)
+    ways = {"without": 0.25, "predicted": 0.5, "true": 1.0, "text": 1.0, "vision": 0.5}
+    write_run(folder, "thinking", 0, ways, start="toy-cot", whole=True)
     return folder
 
 
@@ -126,13 +127,14 @@ def test_the_page_has_the_commands_that_made_it(tmp_path: Path) -> None:
     block = text.rpartition("```\nRUN=")[2].partition("\n```")[0]
     lines = f"RUN={block}".replace("\\\n", " ").splitlines()
     assert lines[0].startswith("RUN=runs/cotraining/before-0 bernini fit -c configs/toy/planner.yaml")  # once, for all
-    fits = [shlex.split(line) for line in lines[2:-3]]
-    assert lines[1] == "for seed in 0 1; do" and lines[-3] == "done"
-    assert [words[0] for words in fits] == [
-        f"RUN=runs/cotraining/{variant}-$seed" for variant in ("warmup", "paper", "cold", "noised", "thinking")
-    ]
-    begun = [words[words.index("--model.init_from.planner") + 1].removeprefix("runs/cotraining/") for words in fits]
-    assert begun == ["before-0/planner", "warmup-$seed/model", "before-0/planner", *["warmup-$seed/model"] * 2]
+    fits = [shlex.split(line) for line in [*lines[2:-4], lines[-3]]]
+    assert lines[1] == "for seed in 0 1; do" and lines[-4] == "done"
+    named = [f"{variant}-$seed" for variant in ("warmup", "paper", "cold", "noised")]
+    assert [words[0] for words in fits] == [f"RUN=runs/cotraining/{name}" for name in [*named, "thinking-0"]]
+    begun = [words[words.index("--model.init_from.planner") + 1] for words in fits]
+    before, warm = "runs/cotraining/before-0/planner", "runs/cotraining/warmup-$seed/model"
+    assert begun == [before, warm, before, warm, "runs/toy-cot/model"]
+    assert shlex.split(lines[0])[shlex.split(lines[0]).index("--model.init_from") + 1] == "runs/toy-sight/planner"
     exposed = {words[0]: words[words.index("--model.exposure") + 1] for words in fits if "--model.exposure" in words}
     assert exposed == {"RUN=runs/cotraining/noised-$seed": "{visible: 0.5, noised: 0.5, level: 0.3}"}
     begin = "python -m benchmarks.quality.cotraining_study "

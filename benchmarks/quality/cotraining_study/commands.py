@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.quality.cotraining_study.runs import STARTING
+
 CONFIGS = {"before": ("planner", "banked"), "warmup": ("warmup", "cobanked")}
 COTRAINED = ("cotrain", "cobanked")
 """Configurations in ``configs/toy``: of the training, and what is added to it from a bank."""
@@ -23,8 +25,10 @@ def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str,
         for training in (facts[names[0]]["start"], facts[names[0]]["training"]):
             if training:
                 trained.setdefault(training["name"].rpartition("-")[0], training)
-    first = [] if len(runs["before"]) == len(runs["paper"]) else ["before"]  # one planner that all seeds go on from
-    fits = {variant: _fit(variant, training, first) for variant, training in trained.items()}
+    # Such as one planner that all seeds go on from.
+    once = [variant for variant in runs if len(runs[variant]) < len(runs["paper"])]
+    first, last = ([v for v in once if (v == "before") == begins] for begins in (True, False))
+    fits = {variant: _fit(variant, training, once) for variant, training in trained.items()}
     seeds = " ".join(str(facts[name]["training"]["seed"]) for name in runs["paper"])
     settings = facts[runs["paper"][0]]["settings"]
     exam, sampling = settings["exam"], settings["sampling"]
@@ -38,19 +42,20 @@ def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str,
         [
             *(fits[variant] for variant in first),
             f"for seed in {seeds}; do",
-            *(f"  {fit}" for variant, fit in fits.items() if variant not in first),
+            *(f"  {fit}" for variant, fit in fits.items() if variant not in once),
             "done",
+            *(fits[variant] for variant in last),
             " \\\n    ".join(score),
             f"{program} table",
         ]
     )
 
 
-def _fit(variant: str, training: Mapping[str, Any], first: Sequence[str]) -> str:
+def _fit(variant: str, training: Mapping[str, Any], once: Sequence[str]) -> str:
     config, bank = CONFIGS.get(variant, COTRAINED)
     recipe, exposure = training["recipe"], training["exposure"]
     schedule = "--model.lr_scheduler.init_args"
-    run, start = _name(training["name"], first), _name(training["start"], first)
+    run, start = _name(training["name"], once), _start(training["start"], once)
     lines = [
         f"RUN=runs/cotraining/{run} bernini fit -c configs/toy/{config}.yaml"
         + f" -c configs/toy/{bank}.yaml" * training["banked"],
@@ -60,12 +65,12 @@ def _fit(variant: str, training: Mapping[str, Any], first: Sequence[str]) -> str
         " ".join(f"--data.{name} {recipe[name]}" for name in ("batch_size", "length") if name in recipe),
     ]
     if exposure is None:
-        lines[1] += f"--model.init_from runs/planner/{training['start']}/planner"
+        lines[1] += f"--model.init_from {start}/planner"
     else:
-        weights = "planner" if start.startswith("before") else "model"
-        lines[1] += f"--model.init_from.planner runs/cotraining/{start}/{weights}"
+        weights = "planner" if training["start"].startswith("before") else "model"
+        lines[1] += f"--model.init_from.planner {start}/{weights}"
         if training["whole"]:
-            lines.append(f"--model.init_from.renderer runs/cotraining/{start}/{weights}")
+            lines.append(f"--model.init_from.renderer {start}/{weights}")
         if exposure["visible"] < 1:
             lines.append(f"--model.exposure '{_flow({kind: share for kind, share in exposure.items() if share})}'")
     if variant == "thinking":
@@ -73,10 +78,15 @@ def _fit(variant: str, training: Mapping[str, Any], first: Sequence[str]) -> str
     return " \\\n    ".join(line for line in lines if line)
 
 
-def _name(run: str, first: Sequence[str]) -> str:
+def _start(run: str, once: Sequence[str]) -> str:
+    """Folder of a run that another goes on from; one that is not of the study lies beside it."""
+    return f"runs/cotraining/{_name(run, once)}" if run.partition("-")[0] in STARTING else f"runs/{run}"
+
+
+def _name(run: str, once: Sequence[str]) -> str:
     """A run's name with its seed as the loop has it."""
     variant = run.rpartition("-")[0]
-    return run if variant in first else f"{variant}-$seed"
+    return run if variant in once else f"{variant}-$seed"
 
 
 def _flow(value: Mapping[str, Any]) -> str:

@@ -23,6 +23,9 @@ VARIANTS = {
 STARTS = {"paper": "warmup", "cold": "before", "full": "warmup", "noised": "warmup", "planned": "warmup"}
 """What the runs of a variant go on from, where it is part of what is compared."""
 
+STARTING = ("warmup", *VARIANTS)
+"""What a run may go on from in the folder of the study."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -84,7 +87,7 @@ class Run:
         variant: One of `VARIANTS`.
         folder: Its folder.
         training: How it was trained.
-        start: How what it went on from was trained; null for ``before``.
+        start: How what it went on from was trained; null for ``before``, and where that is no run of the study.
     """
 
     variant: str
@@ -108,7 +111,8 @@ class Run:
                 fix="train it into a folder such as runs/cotraining/paper-0",
             )
         training = Training.read(folder)
-        start = None if training.exposure is None else Training.read(folder.parent / training.start)
+        begun = re.fullmatch(rf"({'|'.join(STARTING)})-\d+", training.start)
+        start = Training.read(folder.parent / training.start) if training.exposure and begun else None
         run = cls(named[1], folder, training, start)
         if training.seed != int(named[2]):
             run._refuse(f"its seed is {training.seed}")

@@ -1,6 +1,7 @@
 """From the records of all runs to a page of tables; every figure and every verdict is computed from the records."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class Records:
 
     def _check(self, folder: Path) -> None:
         wanted = {"before", "paper", "cold"}
-        others = {tuple(seeds) for variant, seeds in self.seeds.items() if variant != "before"}
+        # Reasoning is compared within its own runs, which may be fewer.
+        others = {tuple(seeds) for variant, seeds in self.seeds.items() if variant not in ("before", "thinking")}
         alone = len(self.seeds.get("before", ())) == 1  # one planner may be what all go on from
         if not wanted <= self.runs.keys() or len(others if alone else others | {tuple(self.seeds["before"])}) > 1:
             raise DataError(
@@ -266,7 +268,7 @@ def _recipes(records: Records) -> str:
         seen = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share and kind != "level")
         batch = recipe.get("batch_size", sum(recipe["tasks"].values()))
         seeds = " ".join(map(str, records.seeds[variant]))
-        start = training["start"].partition("-")[0]
+        start = re.sub(r"-\d+$", "", training["start"])
         figures = [seeds, start, seen, f"{recipe['steps']:,}", f"{batch:g}", f"{recipe['lr']:g}"]
         body.append([VARIANTS[variant], *figures, f"{recipe['length']:,}" if "length" in recipe else ""])
     return markdown(["", "seeds", "goes on from", "plans", "steps", "batch", "peak learning rate", "samples"], body)
