@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from planners import ADDED, make_planner_config
 
 from benchmarks.quality.cotraining_study import __main__ as study
 from benchmarks.quality.cotraining_study.runs import Run
-from benchmarks.quality.cotraining_study.scoring import PARTS, Model
+from benchmarks.quality.cotraining_study.scoring import NEEDED, PARTS, Model
 from benchmarks.quality.cotraining_study.table import Records, page
 from benchmarks.quality.plans.exam import ANSWERED, Exam
 from bernini.errors import ConfigError, DataError
@@ -158,7 +159,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     write_run(write_study(tmp_path / "exposure"), "noised", 1, shares, **more)
     with pytest.raises(DataError, match=r"differ in exposure\n(.|\n)*noised-0, noised-1 are"):
         Records(tmp_path / "exposure")
-    file = write_study(tmp_path / "settings") / "cold-1" / f"{PARTS[0]}.json"
+    file = write_study(tmp_path / "settings") / "cold-1" / f"{NEEDED[0].replace('/', '-')}.json"
     told = json.loads(file.read_text())
     told["settings"]["sampling"]["steps"] = 3
     file.write_text(json.dumps(told))
@@ -167,6 +168,13 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(DataError, match=r"not scored to the end\n.*cold-1"):
         Records(tmp_path / "settings")
+
+
+def test_the_published_page_is_made_from_the_published_records(tmp_path: Path) -> None:
+    results = ROOT / "docs" / "results"
+    with tarfile.open(results / "cotraining.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert page(Records(tmp_path)) == (results / "cotraining.md").read_text()
 
 
 # -- from fit to records -----------------------------------------------------------------------------------------------
@@ -226,13 +234,14 @@ def test_from_fit_to_page(
 ) -> None:
     out = ["--out", str(tmp_path / "scores")]
     scored = [str(run) for name, run in runs.items() if name != "warmup"]
-    few = ["score", *scored, *FEW, "--family", str(family), *out]
+    parts = [part for part in PARTS if part in (*NEEDED, "t2i", "v2v")]
+    few = ["score", *scored, *FEW, "--tasks", "v2v", "t2i", "--family", str(family), *out]
     study.main(few)
     told = capsys.readouterr().out
     assert "before-0: v2v/reason: without " in told and "thinking-0: v2v/reason: without " in told
     for name in ("before", "paper", "cold", "thinking"):
-        parts = {part: tmp_path / "scores" / f"{name}-0" / f"{part.replace('/', '-')}.json" for part in PARTS}
-        for part, file in parts.items():
+        files = {part: tmp_path / "scores" / f"{name}-0" / f"{part.replace('/', '-')}.json" for part in parts}
+        for part, file in files.items():
             found = json.loads(file.read_text())
             if part in ANSWERED:
                 assert len(found["answers"]) == 2
@@ -249,12 +258,12 @@ def test_from_fit_to_page(
     study.main(["table", *out, "--page", str(tmp_path / "docs" / "cotraining.md")])
     text = (tmp_path / "docs" / "cotraining.md").read_text()
     assert text.count("--model.init_from.renderer runs/cotraining/paper-$seed/model") == 1  # of thinking
-    assert "--trainer.max_steps 1 " in text and text.count("| with reasoning | true plan |") == 5 and "nan" not in text
+    assert "--tasks t2i v2v" in text and text.count("| with reasoning | true plan |") == 4 and "nan" not in text
 
     (tmp_path / "scores" / "cold-0" / "v2v-reason.json").unlink()  # goes on with what is missing, and with that alone
     study.main(few)
     told = capsys.readouterr().out
-    assert "paper-0: scored already" in told and "cold-0: v2v/reason: " in told and "cold-0: t2i" not in told
+    assert "paper-0: scored already" in told and "cold-0: v2v/reason: " in told and "cold-0: v2v: " not in told
     with pytest.raises(ConfigError, match="scores of other settings"):
         study.main([*few, "--steps", "2"])
 

@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.quality.cotraining_study import __doc__ as about
 from benchmarks.quality.cotraining_study.runs import Run
-from benchmarks.quality.cotraining_study.scoring import Scorer, Settings
+from benchmarks.quality.cotraining_study.scoring import NEEDED, PARTS, REASONING, Scorer, Settings
 from benchmarks.quality.cotraining_study.table import Records, page
 from benchmarks.quality.plans.options import add_exam, exam_of
 from benchmarks.quality.scoring import mapping
@@ -35,7 +35,8 @@ def score_runs(options: argparse.Namespace) -> None:
     with mapping(options.workers) as mapped:
         device = torch.device(options.device)
         tools = options.workers, mapped, stopwatch()
-        scorer = Scorer(settings, options.family, options.out, options.batch, device, *tools)
+        parts = [part for part in PARTS if part in {*options.tasks, *NEEDED}]
+        scorer = Scorer(settings, options.family, options.out, options.batch, parts, device, *tools)
         for run in runs:
             scorer.score(run)
 
@@ -57,6 +58,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/cotraining/paper-0")
     family = ROOT / "assets" / "toy"
     add("--family", type=Path, default=family, help="folder with VAE, text encoder and the renderer of `before`")
+    others = [part for part in PARTS if part not in NEEDED]
+    told = f"what is rendered besides {', '.join(REASONING)}, of: %(choices)s"
+    add("--tasks", nargs="*", default=others, choices=others, metavar="TASK", help=told)
     add("--steps", type=int, default=ToyBenchmark.defaults["steps"], help="solver steps")
     add("--mode", choices=list(PLANNED_MODES), default="vae_txt_vit", help="guidance mode with a plan")
     for name, what in WEIGHTS.items():

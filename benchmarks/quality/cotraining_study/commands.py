@@ -6,18 +6,21 @@ from typing import Any
 import yaml
 
 from benchmarks.quality.cotraining_study.runs import STARTING
+from benchmarks.quality.cotraining_study.scoring import NEEDED
+from benchmarks.quality.plans.exam import PLANNED
 
 CONFIGS = {"before": ("planner", "banked"), "warmup": ("warmup", "cobanked")}
 COTRAINED = ("cotrain", "cobanked")
 """Configurations in ``configs/toy``: of the training, and what is added to it from a bank."""
 
 
-def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str, Any]]) -> str:
+def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str, Any]], planned: Sequence[str]) -> str:
     """Commands that train, score and tabulate.
 
     Args:
         runs: Names of the runs of each variant.
         facts: What the scores of each run say of it.
+        planned: What was rendered.
     """
     program, folder = "python -m benchmarks.quality.cotraining_study", "runs/cotraining"
     trained: dict[str, Mapping[str, Any]] = {}
@@ -26,16 +29,18 @@ def commands(runs: Mapping[str, Sequence[str]], facts: Mapping[str, Mapping[str,
             if training:
                 trained.setdefault(training["name"].rpartition("-")[0], training)
     # Such as one planner that all seeds go on from.
-    once = [variant for variant in runs if len(runs[variant]) < len(runs["paper"])]
+    numbers = {variant: [facts[name]["training"]["seed"] for name in names] for variant, names in runs.items()}
+    once = [variant for variant in runs if numbers[variant] != numbers["paper"]]
     first, last = ([v for v in once if (v == "before") == begins] for begins in (True, False))
     fits = {variant: _fit(variant, training, once) for variant, training in trained.items()}
-    seeds = " ".join(str(facts[name]["training"]["seed"]) for name in runs["paper"])
+    seeds = " ".join(map(str, numbers["paper"]))
     settings = facts[runs["paper"][0]]["settings"]
     exam, sampling = settings["exam"], settings["sampling"]
     omegas = (f"--omega-{name} {value:g}" for name, value in sampling["omegas"].items() if value != 1)
     score = [
         f"{program} score {folder}/{{{','.join(runs)}}}-[0-9]*",
         f"--items {exam['items']} --probe-items {exam['probe_items']} --frames {exam['frames']} --size {exam['size']}",
+        *([] if len(planned) == len(PLANNED) else [f"--tasks {' '.join(c for c in planned if c not in NEEDED)}"]),
         " ".join([f"--steps {sampling['steps']} --mode {sampling['mode']}", *omegas]),
     ]
     return "\n".join(

@@ -38,8 +38,8 @@ class Training:
         banked: Whether from a bank.
         recipe: ``steps``, ``lr`` (its peak), ``tasks``, the parts of the mix, and what the data says of ``batch_size``
             and ``length``, the number of samples.
-        exposure: Shares of the plans that the renderer reads, and with noised ones the ``level`` of the noise; null for
-            a planner alone.
+        exposure: Shares of the plans that the renderer reads, with noised ones the ``level`` of the noise, with
+            predicted ones their ``planning``; null for a planner alone.
         seed: Of samples, masks and noise.
     """
 
@@ -48,7 +48,7 @@ class Training:
     whole: bool
     banked: bool
     recipe: dict[str, Any]
-    exposure: dict[str, float] | None
+    exposure: dict[str, Any] | None
     seed: int
 
     @classmethod
@@ -141,9 +141,13 @@ class Run:
         )
 
 
-def _shares(exposure: dict[str, Any]) -> dict[str, float]:
-    shares: dict[str, float] = {kind: exposure[kind] for kind in KINDS}
-    return {**shares, "level": exposure["level"]} if shares["noised"] else shares
+def _shares(exposure: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {kind: exposure[kind] for kind in KINDS}
+    if told["noised"]:
+        told["level"] = exposure["level"]
+    if told["planned"]:
+        told["planning"] = {name: exposure["planning"][name] for name in ("steps", "flow_steps", "txt", "img")}
+    return told
 
 
 def hash_weights(folders: Sequence[Path]) -> str:

@@ -31,6 +31,9 @@ from bernini.seeds import draw_seed
 from bernini.text.encoder import context_rows
 
 PARTS = (*PLANNED, *ANSWERED)
+REASONING = ("i2i/reason", "v2v/reason")
+NEEDED = (*REASONING, *ANSWERED)
+"""Parts that every table has."""
 WITHOUT = "v2v"
 """Guidance mode without a plan: text, and all sources in every arm."""
 
@@ -110,6 +113,7 @@ class Scorer:
         family: See `Model`.
         out: Folder of the scores.
         batch: Samples at once.
+        parts: Categories to render, and questions to ask, of `PARTS`.
         device: Of the models.
         workers: Processes that draw what probes learn from.
         mapped: Maps over outputs to be read, as ``map`` does.
@@ -122,12 +126,13 @@ class Scorer:
         family: Path,
         out: Path,
         batch: int,
+        parts: Sequence[str],
         device: torch.device,
         workers: int,
         mapped: Callable[..., Iterator[Any]],
         say: Callable[[str], None],
     ) -> None:
-        self.settings, self.family, self.out, self.batch = settings, family, out, batch
+        self.settings, self.family, self.out, self.batch, self.parts = settings, family, out, batch, parts
         self.device, self.workers, self.mapped, self.say = device, workers, mapped, say
         self.items = lru_cache(maxsize=None)(settings.exam.held_out)
         self._truth: Truth | None = None
@@ -147,7 +152,7 @@ class Scorer:
             "settings": self.settings.told(),
         }
         facts = json.loads(json.dumps(facts))
-        files = {part: self.out / run.folder.name / f"{part.replace('/', '-')}.json" for part in PARTS}
+        files = {part: self.out / run.folder.name / f"{part.replace('/', '-')}.json" for part in self.parts}
         todo = [part for part, file in files.items() if not _is_scored(file, facts)]
         if not todo:
             self.say(f"{run.folder.name}: scored already")

@@ -11,13 +11,14 @@ import numpy as np
 from benchmarks.quality.bootstrap import DRAWS, Estimate, estimate, mean_of
 from benchmarks.quality.cotraining_study.commands import commands
 from benchmarks.quality.cotraining_study.runs import VARIANTS
-from benchmarks.quality.cotraining_study.scoring import PARTS
+from benchmarks.quality.cotraining_study.scoring import NEEDED, PARTS, REASONING
 from benchmarks.quality.environment import machines
 from benchmarks.quality.plans.exam import ANSWERED, PLANNED
 from benchmarks.quality.plans.figures import METRICS as PLAN_METRICS
 from benchmarks.quality.plans.figures import statistic
 from benchmarks.quality.tables import markdown
 from benchmarks.quality.toy import ToyBenchmark
+from bernini.cotraining.exposure import KINDS
 from bernini.errors import DataError
 
 WAYS = {"without": "no plan", "predicted": "predicted plan", "true": "true plan"}
@@ -25,7 +26,6 @@ THINKING = {"predicted": "none", "text": "text", "vision": "vision"}
 EXPOSED = ("paper", "full", "noised", "planned")
 """Variants that differ in the plan that the renderer was trained on."""
 
-REASONING = ("i2i/reason", "v2v/reason")
 Cell = tuple[str, str]
 """Variant and way."""
 
@@ -42,8 +42,10 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         found = sorted(path for path in folder.glob("*-*") if path.is_dir())
-        self.parts = {run.name: {part: _read(run, part) for part in PARTS} for run in found}
-        self.facts = {name: parts[PARTS[0]] for name, parts in self.parts.items()}
+        scored = {part for part in PARTS for run in found if _file(run, part).is_file()} | {*NEEDED}
+        self.planned = [part for part in PLANNED if part in scored]
+        self.parts = {run.name: {part: _read(_file(run, part)) for part in PARTS if part in scored} for run in found}
+        self.facts = {name: parts[NEEDED[0]] for name, parts in self.parts.items()}
         self.runs: dict[str, list[str]] = {}
         for name, facts in sorted(self.facts.items(), key=lambda item: item[1]["training"]["seed"]):
             self.runs.setdefault(facts["variant"], []).append(name)
@@ -90,7 +92,7 @@ class Records:
         begun = facts["start"] and facts["start"]["recipe"]
         return {**facts["training"], "settings": facts["settings"], "recipe of the warm-up": begun}
 
-    def exposure(self, name: str) -> dict[str, float]:
+    def exposure(self, name: str) -> dict[str, Any]:
         """Shares of the plans that the renderer of a run was trained on."""
         return self.facts[name]["training"]["exposure"]
 
@@ -103,7 +105,7 @@ class Records:
     def scored(self, metric: str) -> list[str]:
         """Categories of whose items all have a score."""
         parts = next(iter(self.parts.values()))
-        return [c for c in PLANNED if all(metric in row for row in parts[c]["scores"]["predicted"])]
+        return [c for c in self.planned if all(metric in row for row in parts[c]["scores"]["predicted"])]
 
     def answers(self, variant: str, task: str) -> Estimate:
         """Share of right answers."""
@@ -112,7 +114,7 @@ class Records:
 
     def plans(self, variant: str, metric: str) -> Estimate:
         """A figure of the predicted plans of all categories."""
-        rows = [[row for c in PLANNED for row in self.parts[name][c]["plans"]] for name in self.runs[variant]]
+        rows = [[row for c in self.planned for row in self.parts[name][c]["plans"]] for name in self.runs[variant]]
         return estimate([statistic(own, metric) for own in rows], len(rows[0]))
 
     @property
@@ -124,8 +126,11 @@ class Records:
         }
 
 
-def _read(run: Path, part: str) -> dict[str, Any]:
-    path = run / f"{part.replace('/', '-')}.json"
+def _file(run: Path, part: str) -> Path:
+    return run / f"{part.replace('/', '-')}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError("a run is not scored to the end", where=str(path), fix="`score` goes on with what is missing")
     return json.loads(path.read_text())
@@ -253,7 +258,7 @@ def _planner(records: Records) -> str:
 
 
 def _others(records: Records) -> str:
-    told = {metric: text for metric, text in ToyBenchmark.metrics.items() if metric != "edit_done"}
+    told = {m: text for m, text in ToyBenchmark.metrics.items() if m != "edit_done" and records.scored(m)}
     return "\n\n".join(
         f"{metric.replace('_', ' ').capitalize()}: {text}.\n\n{_scores(records, metric, _each(records.scored(metric)))}"
         for metric, text in told.items()
@@ -265,7 +270,7 @@ def _recipes(records: Records) -> str:
     for variant, names in records.runs.items():
         training = records.facts[names[0]]["training"]
         recipe, shares = training["recipe"], training["exposure"] or {}
-        seen = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share and kind != "level")
+        seen = ", ".join(f"{kind} {share:.0%}" for kind in KINDS if (share := shares.get(kind)))
         batch = recipe.get("batch_size", sum(recipe["tasks"].values()))
         seeds = " ".join(map(str, records.seeds[variant]))
         start = re.sub(r"-\d+$", "", training["start"])
@@ -350,6 +355,6 @@ A moving average of the weights is scored. Scored on:
 {_scored(records)}
 
 ```
-{commands(records.runs, records.facts)}
+{commands(records.runs, records.facts, records.planned)}
 ```
 """
