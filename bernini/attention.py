@@ -45,6 +45,11 @@ class Lengths:
     def __post_init__(self) -> None:
         self.host = torch.tensor(self.pairs, dtype=torch.int64, device="cpu")
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that is not told by shapes."""
+        return self.host, self.q_starts, self.k_starts, self.seen
+
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, int]], device: torch.device | str) -> "Lengths":
         """Lengths from their pairs alone."""
@@ -129,4 +134,4 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, b
         backend = "efficient"
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    return attend(q, k, v, lengths.host, lengths.q_starts, lengths.k_starts, lengths.seen, backend)[0]
+    return attend(q, k, v, *lengths.tensors, backend)[0]

@@ -16,6 +16,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import maybe_mark_dynamic
 
 from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
@@ -24,6 +26,8 @@ from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
 from bernini.renderer.recompute import Recompute, caller, keeping_products
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
+
+GRAPHS = 64  # that are kept of a block
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -56,6 +60,13 @@ class Ways:
     attention: str
     saves: Saves
     keeps_products: bool = False
+
+
+def _vary(*tensors: Tensor | None) -> None:
+    """Tell compilers that the number of rows is not always the same; a single one is a case of its own."""
+    for tensor in tensors:
+        if tensor is not None and tensor.shape[0] > 1:
+            maybe_mark_dynamic(tensor, 0)
 
 
 class PackedBlock(WanTransformerBlock):
@@ -254,12 +265,24 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         ways = Ways(attention, self.rope_saves, recompute == "pointwise")
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         call = caller(recompute, x.device)
+        _vary(modulation, sample_index, segments.table, *(segments.constants if segments.kernel != "fused" else ()))
+        _vary(*(x for lengths in (self_lengths, cross_lengths) if lengths is not None for x in lengths.tensors))
         for block, own in zip(self.blocks, contexts, strict=True):
+            _vary(x, *(own if isinstance(own, tuple) else (own,)))
             x = call(block, x, own, *shared)
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         shift, scale = spread(shift, sample_index), spread(scale, sample_index)
         return self.proj_out(modulated_norm(x, scale, shift, self.norm_out.eps))
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, as diffusers does.
+
+        Any number of tokens, rows and samples is one graph. Others are made for: one sample or several; one segment or
+        several; gradients or none, of the block's input, too; keys that are not seen.
+        """
+        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, GRAPHS)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     def to_json_string(self) -> str:
         """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""
