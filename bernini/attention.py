@@ -132,6 +132,5 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, b
         return _dense(q, k, v, "flash" if backend == "varlen" else backend)
     if lengths.seen is not None and backend in _WITHOUT_MASK:
         backend = "efficient"
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    q, k = q.to(v.dtype), k.to(v.dtype)  # values come as autocast has them
     return attend(q, k, v, *lengths.tensors, backend)[0]

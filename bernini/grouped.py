@@ -1,6 +1,6 @@
 """Attention of a pack of several samples as one operator, which compilers do not look into and recomputation can keep.
 
-Kernels are torch's own, forward and backward; here they are called on each run of neighbouring samples of equal lengths.
+Kernels are torch's own, forward and backward, called once for each run of neighbouring samples of equal lengths.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,9 @@ class Kernel(NamedTuple):
 
 def _no_dropout(like: Tensor) -> tuple[Tensor, Tensor]:
     """The state of dropout that backward kernels take and, without dropout, do not read."""
-    return torch.zeros(2, dtype=torch.uint64, device=like.device), torch.empty(0, dtype=torch.uint64, device=like.device)
+    return torch.zeros(2, dtype=torch.uint64, device=like.device), torch.empty(
+        0, dtype=torch.uint64, device=like.device
+    )
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, bias: None) -> tuple[Tensor, Tensor]:
@@ -104,9 +106,7 @@ def _math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor,
     return ((scores - lse[..., None]).exp() @ v.to(exact)).to(q.dtype), lse
 
 
-def _math_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None
-) -> Any:
+def _math_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None) -> Any:
     dtype, exact = q.dtype, lse.dtype
     grad, q, k, v, out = (x.to(exact) for x in (grad, q, k, v, out))
     shares = (_scores(q, k, bias) - lse[..., None]).exp()
