@@ -89,10 +89,12 @@ class Activations:
 
     Attributes:
         kept: At the end of the forward pass, by way to recompute.
+        head: What the last norm and projection keep besides.
         working: What the backward pass of one block adds to that.
     """
 
     kept: dict[Recompute, int]
+    head: int
     working: int
 
     @classmethod
@@ -116,7 +118,8 @@ class Activations:
         }
         kept: dict[Recompute, int] = {way: tokens * shape.num_layers * size for way, size in each.items()}
         kept["offload"] = tokens * 2 * activation * d
-        return cls(kept, tokens * (none + 4 * activation * d + 2 * activation * f))
+        head = (2 * FP32 + activation) * d
+        return cls(kept, tokens * head, tokens * (none + 4 * activation * d + 2 * activation * f))
 
 
 def fastest(need: dict[Recompute, int], room: float) -> Recompute:
@@ -138,7 +141,7 @@ def needs(states: States, activations: Activations, accumulates: bool) -> dict[R
         accumulates: A step is several batches, through which gradients stay; else they are dropped before the backward
             pass, as Lightning does it, when activations are the most.
     """
-    held = sum(vars(states).values()) - states.gradients
+    held = sum(vars(states).values()) - states.gradients + activations.head
     passing = states.gradients, activations.working
     most = sum(passing) if accumulates else max(passing)
     return {way: held + most + kept for way, kept in activations.kept.items()}
