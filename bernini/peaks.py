@@ -1,7 +1,7 @@
 """Peak speed of GPUs in bfloat16, the denominator of model FLOPs utilisation (MFU).
 
 Lightning has such a table too (`lightning.fabric.utilities.throughput.get_available_flops`). It is not used: it counts
-zeros that sparsity skips (H100 NVL, H200), has the speed of vector units in place of tensor cores (RTX 4090, A40), takes an
+zeros that sparsity skips (H100 NVL, H200), has the speed of vector units for tensor cores (RTX 4090, A40), takes an
 L40S for an L4, and lacks others, such as those that torch calls ``NVIDIA H200`` and ``NVIDIA B200``.
 """
 
