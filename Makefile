@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12   the interpreter that makes the environment
 #   VENV=none           use the python3 in use and what is installed there, e.g. on a GPU machine
-#   ARGS="-k rope -x"   further arguments of pytest or of the demo
+#   ARGS="-k rope -x"   further arguments of pytest, of the demo or of bench-gpu
 
 NEWEST = for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: demo test lint gpu-test toy-family clean help
+.PHONY: demo test lint gpu-test bench-gpu toy-family clean help
 
 demo: $(DEMO) ## teach a tiny Bernini a new edit on the CPU, and score it; opens in runs/demo/report.html
 	@$(BIN)bernini demo $(ARGS)
@@ -34,6 +34,9 @@ lint: $(DEV) ## check style, docstrings, formatting and types
 
 gpu-test: $(DEV) ## run the tests that need a CUDA device
 	@$(BIN)python3 -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(DEV) ## run the speed benchmarks on a GPU, and print one table of them
+	@$(BIN)python3 -m benchmarks.speed.all $(ARGS)
 
 LR := --model.lr_scheduler.init_args
 # What the renderer reads while planner and renderer learn together: the paper's visible tokens, or the whole true plan.

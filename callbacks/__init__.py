@@ -1,4 +1,4 @@
-"""What watches a run: moving averages, samples, plans, exports and the saved configuration."""
+"""What watches a run: moving averages, samples, plans, exports, speed and the saved configuration."""
 
 from callbacks.benchmark import BenchmarkCallback
 from callbacks.config import SaveConfig
@@ -7,6 +7,7 @@ from callbacks.export import SavePlanner, SaveRenderer
 from callbacks.plans import PlanPictures
 from callbacks.samples import PredictionWriter, SampleVideos
 from callbacks.sight import SaveSight
+from callbacks.throughput import Throughput
 from callbacks.tracking import Wandb
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "SavePlanner",
     "SaveRenderer",
     "SaveSight",
+    "Throughput",
     "Wandb",
 ]
