@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 if TYPE_CHECKING:  # sampling needs no Lightning
@@ -21,7 +21,10 @@ def shard(
     compute: torch.dtype | None = None,
     methods: Sequence[str] = (),
 ) -> None:
-    """Shard every block, then the rest, over the data axis; the shards stay in fp32.
+    """Shard every block, then the rest, over all ranks; the shards stay in fp32.
+
+    Gradients are means over all ranks: those of the second axis have either the same ones or, under Ulysses, parts that
+    are scaled accordingly.
 
     Args:
         model: A model with its weights, all of which serve inside its forward or ``methods``.
@@ -30,21 +33,28 @@ def shard(
         compute: Dtype in which gathered weights compute; if null bf16 on CUDA, else the weights' own.
         methods: What else than forward uses weights, in the model and in each of the blocks.
     """
-    data = mesh["data_parallel"]
+    ranks = _all_ranks(mesh)
     policy = MixedPrecisionPolicy(
-        param_dtype=compute or (torch.bfloat16 if data.device_type == "cuda" else None),
+        param_dtype=compute or (torch.bfloat16 if mesh.device_type == "cuda" else None),
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # it would round timesteps, positions and noise, too
     )
     blocks = list(blocks)
     for block in blocks:
-        fully_shard(block, mesh=data, mp_policy=policy)
+        fully_shard(block, mesh=ranks, mp_policy=policy)
     # Without this the outermost weights stay whole after a forward without backward, where an average that is
     # swapped in or out would miss them.
-    fully_shard(model, mesh=data, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=ranks, mp_policy=policy, reshard_after_forward=True)
     for module in (model, *blocks):
         for method in methods:
             register_fsdp_forward_method(module, method)
+
+
+def _all_ranks(mesh: DeviceMesh) -> DeviceMesh:
+    """One axis of all ranks of a mesh."""
+    if mesh["tensor_parallel"].size() == 1:
+        return mesh["data_parallel"]
+    return init_device_mesh(mesh.device_type, (mesh.size(),), mesh_dim_names=("ranks",))
 
 
 def most_of_ranks(count: int, model: nn.Module) -> int:
@@ -71,3 +81,8 @@ def data_rank(module: "L.LightningModule") -> tuple[int, int]:
         return module.global_rank, module.trainer.world_size
     mesh = module.device_mesh["data_parallel"]
     return mesh.get_local_rank(), mesh.size()
+
+
+def leads(module: "L.LightningModule") -> bool:
+    """Whether this is the first of the ranks that see the same data, which writes what all of them have made."""
+    return module.device_mesh is None or module.device_mesh["tensor_parallel"].get_local_rank() == 0

@@ -48,6 +48,7 @@ from bernini.seeds import draw_seed
 from bernini.sharding import shard
 from bernini.tasks import UNDERSTANDING
 from bernini.text.encoder import TextFeatures
+from bernini.ulysses import Axis
 from bernini.vae.codec import LatentCodec
 
 
@@ -153,6 +154,7 @@ class CoTrainingModule(PlansMeasured):
             model.gradient_checkpointing = self.gradient_checkpointing
             if self.device_mesh is not None:
                 shard(model, model.blocks, self.device_mesh)
+                model.axis = Axis.of(self.device_mesh, model.config["num_attention_heads"])
             model.train()
             if self.compile_blocks:
                 model.compile_repeated_blocks()
