@@ -103,12 +103,13 @@ class Slice:
         """Number of the first token."""
         return self.axis.rank * self.size
 
-    def cut(self, x: Tensor, fill: int = 0) -> Tensor:
-        """This rank's rows ``[size, ...]`` of ``[tokens, ...]``."""
+    def cut(self, x: Tensor, fill: int = 0, dim: int = 0) -> Tensor:
+        """This rank's rows ``[size, ...]`` of ``[tokens, ...]``, or of another dimension."""
         if self.axis.ranks == 1:
             return x
-        own = x[self.start : self.start + self.size]
-        return F.pad(own, [0, 0] * (x.ndim - 1) + [0, self.size - len(own)], value=fill)
+        first = min(self.start, self.tokens)
+        own = x.narrow(dim, first, min(self.size, self.tokens - first))
+        return F.pad(own, [0, 0] * (x.ndim - 1 - dim) + [0, self.size - own.shape[dim]], value=fill)
 
     def whole(self, x: Tensor) -> Tensor:
         """The rows ``[tokens, ...]`` of all ranks from this one's ``[size, ...]``; see the module for gradients."""

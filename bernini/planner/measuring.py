@@ -19,6 +19,7 @@ from bernini.planner.vision import TargetSize
 from bernini.reasoning import unfold
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
+from bernini.ulysses import Axis
 
 
 class PlansMeasured(Measured):
@@ -51,6 +52,8 @@ class PlansMeasured(Measured):
         head.config.chunk = CHUNK  # sharded, it goes without and recomputes instead
         if self.device_mesh is not None:
             shard(self.planner, self.planner.blocks, self.device_mesh)
+            text = self.planner.text.config
+            self.planner.axis = Axis.of(self.device_mesh, text.num_key_value_heads or text.num_attention_heads)
             if self.validation.samples:
                 rank_zero_warn("a sharded planner cannot plan: validation measures losses alone")
 
