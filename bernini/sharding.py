@@ -21,19 +21,15 @@ def shard(
     compute: torch.dtype | None = None,
     methods: Sequence[str] = (),
 ) -> None:
-    """Shard every block, then the rest, over all ranks; the shards stay in fp32.
-
-    Gradients are means over all ranks: those of the second axis have either the same ones or, under Ulysses, parts that
-    are scaled accordingly.
+    """Shard every block, then the rest, over a mesh; the shards stay in fp32, and gradients are means over the mesh.
 
     Args:
         model: A model with its weights, all of which serve inside its forward or ``methods``.
         blocks: Its parts that are gathered one at a time.
-        mesh: Lightning's mesh of ``data_parallel`` and ``tensor_parallel``.
+        mesh: One axis of ranks that share the weights, or two: of replicas, and of the ranks that share each of them.
         compute: Dtype in which gathered weights compute; if null bf16 on CUDA, else the weights' own.
         methods: What else than forward uses weights, in the model and in each of the blocks.
     """
-    ranks = _all_ranks(mesh)
     policy = MixedPrecisionPolicy(
         param_dtype=compute or (torch.bfloat16 if mesh.device_type == "cuda" else None),
         reduce_dtype=torch.float32,
@@ -41,17 +37,21 @@ def shard(
     )
     blocks = list(blocks)
     for block in blocks:
-        fully_shard(block, mesh=ranks, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # Without this the outermost weights stay whole after a forward without backward, where an average that is
     # swapped in or out would miss them.
-    fully_shard(model, mesh=ranks, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in (model, *blocks):
         for method in methods:
             register_fsdp_forward_method(module, method)
 
 
-def _all_ranks(mesh: DeviceMesh) -> DeviceMesh:
-    """One axis of all ranks of a mesh."""
+def weights_mesh(module: "L.LightningModule") -> DeviceMesh:
+    """The mesh over which a module's weights are sharded, which has all ranks, those of the second axis too."""
+    mesh, own = module.device_mesh, getattr(module.trainer.strategy, "weights_mesh", None)
+    assert mesh is not None
+    if own is not None:
+        return own
     if mesh["tensor_parallel"].size() == 1:
         return mesh["data_parallel"]
     return init_device_mesh(mesh.device_type, (mesh.size(),), mesh_dim_names=("ranks",))

@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from factories import build, callback, fit, keep_checkpoints, make_config, make_shards
+from factories import (
+    build,
+    callback,
+    fit,
+    keep_checkpoints,
+    make_config,
+    make_shards,
+    run_ranks,
+    write_config,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from bernini.cli import main
 from bernini.errors import ConfigError
 from bernini.media import read_image
 from bernini.renderer.experts import Architecture
@@ -117,7 +127,7 @@ def test_slices_compute_what_the_whole_pack_does(tmp_path: Path) -> None:
 def make_run(wan: Path, shards: Path, root: Path, batch_size: int) -> dict[str, Any]:
     plain = callback("torch.optim.SGD", lr=0.05, momentum=0.9)  # Adam would hide the scale of gradients
     config = make_config(wan, shards, root, expert="both", optimizer=plain, gradient_checkpointing=True)
-    config["trainer"] |= {"max_steps": 3, "val_check_interval": 3, "limit_val_batches": 8}
+    config["trainer"] |= {"max_steps": 4, "val_check_interval": 3, "limit_val_batches": 8}
     config["data"]["init_args"] |= {"batch_size": batch_size, "max_samples": 3}
     config["trainer"]["callbacks"] = [
         callback("callbacks.EMA", decay=0.5),
@@ -125,7 +135,7 @@ def make_run(wan: Path, shards: Path, root: Path, batch_size: int) -> dict[str, 
         callback("callbacks.SampleVideos", folder=str(root / "samples"), count=2, every_n_steps=3),
         callback("callbacks.PredictionWriter", folder=str(root / "made")),
     ]
-    keep_checkpoints(config, root, every=3)
+    keep_checkpoints(config, root)
     return config
 
 
@@ -137,7 +147,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(wan: Path, uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Record and folder of three steps on one rank."""
+    """Record and folder of four steps on one rank."""
     root = tmp_path_factory.mktemp("one_rank")
     config = make_run(wan, uneven, root, 2)
     record = fit(config)[0]
@@ -151,31 +161,51 @@ def weights(config: dict[str, Any], root: Path) -> dict[str, Tensor]:
     return dict(build(config, root).named_parameters())
 
 
-@pytest.mark.parametrize(("data", "axis"), [(1, 2), (2, 2)])
+@pytest.mark.parametrize("data", [1, 2])
 def test_a_run_on_slices_is_the_run_on_one_rank(
-    wan: Path, uneven: Path, tmp_path: Path, one_rank: tuple[dict[str, Any], Path], data: int, axis: int
+    wan: Path, uneven: Path, tmp_path: Path, one_rank: tuple[dict[str, Any], Path], data: int
 ) -> None:
-    config = make_run(wan, uneven, tmp_path, 2 // data)
-    mesh = {"data_parallel_size": data, "tensor_parallel_size": axis, "process_group_backend": "gloo"}
-    strategy = callback("lightning.pytorch.strategies.ModelParallelStrategy", **mesh)
-    config["trainer"] |= {"devices": data * axis, "strategy": strategy}
-    found = fit(config, ranks=data * axis)
+    """With one pack, and with two that have a replica of the weights each; these end on another number of ranks."""
+
+    def configure(ranks: int, batch_size: int, name: str, **sizes: int) -> dict[str, Any]:
+        config = make_run(wan, uneven, tmp_path, batch_size)
+        config["trainer"] |= {"devices": ranks, "strategy": callback(name, **sizes, process_group_backend="gloo")}
+        return config
+
+    if data == 1:
+        lightnings = "lightning.pytorch.strategies.ModelParallelStrategy"
+        config = configure(2, 2, lightnings, data_parallel_size=1, tensor_parallel_size=2)
+        found = fit(config, ranks=2)
+    else:
+        config = configure(4, 1, "bernini.strategy.ShardedStrategy", tensor_parallel_size=2, replicas=2)
+        found = fit(config, "--trainer.max_steps=3", ranks=4)
+        alone = write_config(tmp_path / "alone.yaml", configure(1, 2, "bernini.strategy.ShardedStrategy"))
+        assert run_ranks(1, ["fit", "-c", alone, "--ckpt_path=auto"]) == [0]
     record, root = one_rank
-    for first in range(axis):
-        own = zip(*(found[rank]["losses"] for rank in range(first, data * axis, axis)), strict=True)
-        assert [sum(losses) / data for losses in own] == pytest.approx(record["losses"], abs=1e-5)
-    assert [rank["metrics"] for rank in found] == [[pytest.approx(row, abs=1e-5) for row in record["metrics"]]] * len(
-        found
-    )
-    assert [path.name for path in sorted((tmp_path / "samples").rglob("*.*"))] == ["t2i-0001.png", "v2v-0000.mp4"] * 2
+    for first in range(2):
+        own = zip(*(rank["losses"] for rank in found[first::2]), strict=True)
+        losses = [sum(parts) / data for parts in own]
+        assert len(losses) >= 3 and losses == pytest.approx(record["losses"][: len(losses)], abs=1e-5)
+    metrics = [pytest.approx(row, abs=1e-5) for row in record["metrics"]]
+    assert [rank["metrics"] for rank in found] == [metrics] * len(found)
     saved = weights(config, tmp_path)
     for name, value in weights(make_run(wan, uneven, root, 2), root).items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6, msg=name)
+    shown = [{path.name for path in (run / "samples").rglob("*.*")} for run in (tmp_path, root)]
+    assert shown[0] == shown[1] == {"v2v-0000.mp4", "t2i-0001.png"}
     if data == 1:
+        for own, ranks in ((config, 2), (make_run(wan, uneven, root, 2), 1)):
+            fit(own, "--ckpt_path=auto", verb="predict", ranks=ranks)
         made = [tmp_path / "made", root / "made"]
-        for own, ranks, run in ((config, axis, tmp_path), (make_run(wan, uneven, root, 2), 1, root)):
-            fit(own, "--ckpt_path", str(run / "last.ckpt"), verb="predict", ranks=ranks)
         assert [len((folder / "predictions.jsonl").read_text().splitlines()) for folder in made] == [3, 3]
-        for one, other in zip(*(sorted(folder.glob("*.png")) for folder in made), strict=True):
-            pixels, expected = (read_image(path).pixels for path in (one, other))
-            assert pixels is not None and expected is not None and (pixels.int() - expected.int()).abs().max() <= 1
+        pixels, expected = (read_image(folder / "t2i-0001.png").pixels for folder in made)
+        assert pixels is not None and expected is not None and (pixels.int() - expected.int()).abs().max() <= 1
+
+
+def test_gpus_that_cannot_be_divided_are_told(
+    wan: Path, uneven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_run(wan, uneven, tmp_path, 2)
+    config["trainer"]["strategy"] = callback("bernini.strategy.ShardedStrategy", replicas=2)
+    assert main(["fit", "-c", write_config(tmp_path / "c.yaml", config)]) == 78
+    assert "1 GPUs cannot be divided by replicas 2" in capsys.readouterr().err
