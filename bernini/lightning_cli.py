@@ -14,6 +14,7 @@ from bernini.config_errors import check_files, explain
 from bernini.environment import remember_environment
 from bernini.errors import BerniniError, CheckpointError, ConfigError
 from bernini.resuming import resolve_checkpoint
+from bernini.strategy import ShardedStrategy
 
 LINKS = {
     "seed_everything": ("model.init_args.seed", "data.init_args.seed"),
@@ -85,14 +86,15 @@ class BerniniCLI(LightningCLI):
 def _check_sizes(trainer: L.Trainer) -> None:
     """Lightning's own sizes would be one data-parallel rank per node: nothing would be sharded."""
     strategy = trainer.strategy
-    if isinstance(strategy, ModelParallelStrategy):
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, ShardedStrategy):
         sizes = {name: getattr(strategy, f"_{name}") for name in ("data_parallel_size", "tensor_parallel_size")}
         if unset := [name for name, size in sizes.items() if size == "auto"]:
             raise ConfigError(
                 f"{' and '.join(unset)} of ModelParallelStrategy must be set",
                 where="trainer.strategy.init_args",
                 why="left to themselves they shard nothing on one machine",
-                fix=f"data_parallel_size: {trainer.world_size} and tensor_parallel_size: 1",
+                fix=f"data_parallel_size: {trainer.world_size} and tensor_parallel_size: 1, or let "
+                "bernini.strategy.ShardedStrategy count the GPUs",
             )
 
 

@@ -27,6 +27,7 @@ from benchmarks.quality.tables import write_inputs
 from bernini.cotraining.module import CoTrainingModule
 from bernini.errors import ConfigError
 from bernini.renderer.module import RendererModule
+from bernini.ulysses import apart
 from callbacks.ema import EMA, best_weights
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class BenchmarkCallback(L.Callback):
                 ready = True
         ready = trainer.strategy.broadcast(ready)
         scored: list[tuple[str, str, float | None]] = []
-        with _modes_kept(module), weights:
+        with _modes_kept(module), weights, apart(module.renderer.models.values()):
             module.eval()
             sampler = Trained(module)
             for batch in batches(_share(self._items, folder.shard) if ready else [], self.batch_size):

@@ -16,6 +16,7 @@ from bernini.cotraining.module import CoTrainingModule
 from bernini.media import restore, write_image, write_video
 from bernini.renderer.module import RendererModule
 from bernini.renderer.rendering import Prediction
+from bernini.sharding import data_rank, leads
 from callbacks.ema import best_weights
 
 
@@ -63,8 +64,11 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch."""
+        if not leads(pl_module):
+            return
         rows = [write_prediction(p, self.folder) for p in prediction]
-        name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.jsonl"
+        rank, ranks = data_rank(pl_module)
+        name = "predictions.jsonl" if ranks == 1 else f"predictions-{rank}.jsonl"
         with (self.folder / name).open("w" if batch_idx == 0 else "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -108,17 +112,18 @@ class SampleVideos(L.Callback):
         training = pl_module.training
         pl_module.eval()
         with best_weights(trainer, pl_module):
-            predictions = pl_module.sample([c.to(pl_module.device) for c in self._clips(trainer)])
+            predictions = pl_module.sample([c.to(pl_module.device) for c in self._clips(trainer, pl_module)])
         pl_module.train(training)
         folder = self.folder / f"step-{step:06d}"
-        shown = [p for p in predictions if not p.conversation.info.get("padding")]
+        shown = [p for p in predictions if leads(pl_module) and not p.conversation.info.get("padding")]
         rows = of_all_ranks(trainer, [write_prediction(p, folder) for p in shown])
         if trainer.is_global_zero:
             show(trainer, folder, rows, {".mp4": "samples", ".png": "sample_images"})
 
-    def _clips(self, trainer: L.Trainer) -> list[Conversation]:
+    def _clips(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Conversation]:
         """This rank's share of the first validation clips; every rank has as many, as a sharded model demands."""
-        share = -(-self.count // trainer.world_size)
+        _, ranks = data_rank(pl_module)
+        share = -(-self.count // ranks)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         return list(islice(chain.from_iterable(b.samples for b in datamodule.val_dataloader()), share))
 

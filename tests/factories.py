@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +204,18 @@ def fit(config: dict[str, Any], *more: str, verb: str = "fit", ranks: int = 1) -
     return [json.loads((root / f"record-{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def run_ranks(ranks: int, args: list[str]) -> list[int]:
-    """Run the command as a launcher would: once per rank, each in a process of its own. Gives the exit codes."""
+def run_ranks(ranks: int, *commands: list[str]) -> list[int]:
+    """Run commands, one after another, as a launcher would: per rank, each in a process of its own.
+
+    Gives the exit codes; what follows a command that fails is not run.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The server imports once for all tests; forking the test process itself would copy its threads' locks.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["factories", "bernini.renderer.module", "datamodules.video", "callbacks"])
-    processes = [context.Process(target=_rank, args=(rank, ranks, port, args)) for rank in range(ranks)]
+    processes = [context.Process(target=_rank, args=(rank, ranks, port, commands)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -219,11 +223,11 @@ def run_ranks(ranks: int, args: list[str]) -> list[int]:
     return [process.exitcode or 0 for process in processes]
 
 
-def _rank(rank: int, ranks: int, port: int, args: list[str]) -> None:
+def _rank(rank: int, ranks: int, port: int, commands: Sequence[list[str]]) -> None:
     torch.set_num_threads(1)
     os.environ.pop("WANDB_SERVICE", None)  # of the process that tests, when the server that forked this one began
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    raise SystemExit(main(args))
+    raise SystemExit(next(filter(None, map(main, commands)), 0))
 
 
 def build(config: dict[str, Any], folder: Path) -> Any:

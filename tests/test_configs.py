@@ -149,7 +149,7 @@ def test_overlay_goes_over_a_whole_configuration(file: Path, wan: Path, shards: 
     built = {f"{type(x).__module__}.{type(x).__name__}" for x in (cli.datamodule, *cli.trainer.callbacks)}
     assert built >= {c["class_path"] for c in changed.get("callbacks+", [])} | ({data} if data else set())
     if "devices" in changed:
-        assert cli.trainer.world_size == changed["devices"]
+        assert cli.trainer.world_size == changed["devices"] * changed.get("num_nodes", 1)
     assert (cli.model.features.encoder is None) == ("prepared" in file.name)
 
 

@@ -161,7 +161,7 @@ class Trainee:
         with self._autocast():
             output = self.model(self.pack, self.features, self.masked, self._draw())
             assert output.visual is not None
-            loss = output.visual.mean() + NTP * _ntp(output)
+            loss = output.visual.mean() + NTP * ntp_loss(output)
         loss.backward()
         if self.optimizer:
             self.optimizer.step()
@@ -180,7 +180,7 @@ class Trainee:
         with self._autocast():
             output = self.model(self.pack, self.features, self.masked)
             condition = self.model.connector.for_vit(output.hidden[self.masked])
-            ntp = NTP * _ntp(output)
+            ntp = NTP * ntp_loss(output)
         torch.autograd.backward([condition, ntp], [self.gradient.to(condition.dtype), None])
         self._forget()
 
@@ -220,7 +220,8 @@ class Trainee:
             tensor.grad = None
 
 
-def _ntp(output: PlannerOutput) -> Tensor:
+def ntp_loss(output: PlannerOutput) -> Tensor:
+    """Mean next-token loss of the labels."""
     return F.cross_entropy(output.logits.float(), output.labels)
 
 

@@ -46,9 +46,10 @@ from bernini.renderer.rendering import Prediction, Renderer, text_rows
 from bernini.renderer.sampling import SamplingConfig
 from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
-from bernini.sharding import shard
+from bernini.sharding import shard, weights_mesh
 from bernini.tasks import UNDERSTANDING
 from bernini.text.encoder import TextFeatures
+from bernini.ulysses import Axis
 from bernini.vae.codec import LatentCodec
 
 
@@ -154,7 +155,8 @@ class CoTrainingModule(PlansMeasured):
             model.attention, model.rope_saves = self.attention, self.rope_saves
             model.recompute = self.recompute
             if self.device_mesh is not None:
-                shard(model, model.blocks, self.device_mesh)
+                shard(model, model.blocks, weights_mesh(self))
+                model.axis = Axis.of(self.device_mesh, model.config["num_attention_heads"])
             model.train()
             if self.compile_blocks:
                 model.compile_repeated_blocks()

@@ -18,7 +18,8 @@ from bernini.planner.validation import PlanMeter, PlanValidation, true_target
 from bernini.planner.vision import TargetSize
 from bernini.reasoning import unfold
 from bernini.seeds import draw_seed
-from bernini.sharding import shard
+from bernini.sharding import shard, weights_mesh
+from bernini.ulysses import Axis
 
 
 class PlansMeasured(Measured):
@@ -50,7 +51,9 @@ class PlansMeasured(Measured):
             head.net.gradient_checkpointing = self.device_mesh is not None
         head.config.chunk = CHUNK  # sharded, it goes without and recomputes instead
         if self.device_mesh is not None:
-            shard(self.planner, self.planner.blocks, self.device_mesh)
+            shard(self.planner, self.planner.blocks, weights_mesh(self))
+            text = self.planner.text.config
+            self.planner.axis = Axis.of(self.device_mesh, text.num_key_value_heads or text.num_attention_heads)
             if self.validation.samples:
                 rank_zero_warn("a sharded planner cannot plan: validation measures losses alone")
 

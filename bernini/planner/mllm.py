@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5_VLT
 from transformers.masking_utils import sdpa_mask
 
 from bernini.errors import ConfigError, DataError
+from bernini.ulysses import Axis, Slice
 
 ATTENTION = "bernini"
 """``attn_implementation`` under which the text model takes block masks (FlexAttention) and tables (SDPA) alike."""
@@ -27,10 +28,16 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | BlockMask | None,
+    own: Slice | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    backend = "flex_attention" if isinstance(attention_mask, BlockMask) else "sdpa"
-    return _BACKENDS[backend](module, query, key, value, attention_mask, **options)
+    attend = _BACKENDS["flex_attention" if isinstance(attention_mask, BlockMask) else "sdpa"]
+    if own is None:
+        return attend(module, query, key, value, attention_mask, **options)
+    (q,) = own.swap_tokens_for_heads(query[0].transpose(0, 1))
+    k, v = own.swap_tokens_for_heads(key[0].transpose(0, 1), value[0].transpose(0, 1))  # fewer heads than queries have
+    out, _ = attend(module, *(x.transpose(0, 1)[None] for x in (q, k, v)), attention_mask, **options)
+    return own.swap_heads_for_tokens(out[0])[None], None
 
 
 _BACKENDS = AttentionInterface()
@@ -99,6 +106,7 @@ def run_text(
     mask: Tensor | BlockMask,
     cache: PrefixCache | None = None,
     final: bool = False,
+    axis: Axis = Axis(),  # noqa: B008  it is frozen
 ) -> HiddenStates:
     """Run the text model, up to the last layer but one unless the final hidden states are asked for.
 
@@ -111,6 +119,8 @@ def run_text(
             Keys are the n tokens, behind those of a filled cache.
         cache: Keys and values of a prefix, to fill or to use.
         final: Run the last layer and the norm as well.
+        axis: Ranks that run it together, each on a slice of the tokens of a batch of one; with them, `ATTENTION` has to
+            be the implementation, and there is no cache.
 
     Raises:
         ConfigError: A block mask under an attention implementation that takes none.
@@ -124,16 +134,23 @@ def run_text(
             why="block masks are FlexAttention's",
             fix=f"load the text model with attn_implementation={ATTENTION!r}, or give the mask as a table",
         )
+    options: dict[str, Any] = {}
+    if axis.ranks > 1:
+        own = options["own"] = axis.slice(embeds.shape[1])
+        embeds, position_ids = own.cut(embeds, dim=1), own.cut(position_ids, dim=2)
     rotary = model.rotary_emb(embeds, position_ids)
 
     def run(layer: nn.Module, hidden: Tensor) -> Tensor:
-        return layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        return layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, **options)
 
     *layers, last = model.layers
     hidden = embeds
     for layer in layers:
         hidden = run(layer, hidden)
-    return HiddenStates(hidden, model.norm(run(last, hidden)) if final else None)
+    ends = [hidden, model.norm(run(last, hidden))] if final else [hidden]
+    if axis.ranks > 1:
+        ends = [own.whole(x[0])[None] for x in ends]
+    return HiddenStates(*ends)
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

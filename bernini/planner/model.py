@@ -34,6 +34,7 @@ from bernini.planner.template import IGNORED, PlannerPack, PlannerSample
 from bernini.planner.tower import attend_at_once, embed, fingerprint
 from bernini.planner.vision import Visual
 from bernini.sharding import gather
+from bernini.ulysses import Axis
 
 FOLDER, FILE, MLLM = BERNINI, "model.safetensors", "mllm"
 TOWER = "mllm.visual."
@@ -103,7 +104,10 @@ class PlannerModel(nn.Module):
 
     Attributes:
         tower_print: Fingerprint of a vision tower that was read from a folder; only its features are taken.
+        axis: Ranks that run the text model together in a forward, each on a slice of the tokens.
     """
+
+    axis: Axis = Axis()
 
     def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration, config: PlannerConfig) -> None:
         super().__init__()
@@ -224,7 +228,7 @@ class PlannerModel(nn.Module):
         embeds = embed_inputs(self.embedding, pack.ids, visual, shown, masked, self.mask_tokens[0, 0])
         block = embeds.device.type == "cuda" and self.text.config._attn_implementation == ATTENTION
         mask = (block_mask if block else visible)(pack.token_type, pack.segment_id, pack.sample, sources)
-        states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=True)
+        states = run_text(self.text, embeds[None], pack.position_ids[:, None], mask, final=True, axis=self.axis)
         hidden, final = states.penultimate[0].clone(), states.final  # FSDP2 warns of outputs that are views
         assert final is not None
         asked = torch.nonzero(pack.labels[1:] != IGNORED).squeeze(1)  # the token in front of a label predicts it

@@ -28,8 +28,9 @@ from bernini.renderer.sampling import SamplingConfig
 from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
-from bernini.sharding import shard
+from bernini.sharding import shard, weights_mesh
 from bernini.text.encoder import TextFeatures
+from bernini.ulysses import Axis
 from bernini.vae.codec import LatentCodec
 
 
@@ -113,7 +114,8 @@ class RendererModule(Measured, Adaptable):
             load_lora(self.renderer, self.lora.init_from)
         for model in self.renderer.models.values():
             if self.device_mesh is not None:
-                shard(model, model.blocks, self.device_mesh, methods=["keys_values"])
+                shard(model, model.blocks, weights_mesh(self), methods=["keys_values"])
+                model.axis = Axis.of(self.device_mesh, model.config["num_attention_heads"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
             if self.compile_blocks:
                 model.compile_repeated_blocks()

@@ -26,10 +26,9 @@ from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
 from bernini.renderer.recompute import Recompute, caller, recomputing
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
+from bernini.ulysses import Axis, KeysValues, Slice
 
 GRAPHS = 64  # that are kept of a block
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,13 @@ class Ways:
     Attributes:
         attention: Resolved attention backend.
         saves: What the rotation of queries and keys keeps for the backward pass.
+        slice: Which of the pack's tokens this rank computes.
         recompute: What is computed again in the backward pass.
     """
 
     attention: str
     saves: Saves
+    slice: Slice
     recompute: Recompute = "none"
 
 
@@ -132,7 +133,9 @@ class PackedBlock(WanTransformerBlock):
         q, k, v = (project(y).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
         weights, save_outputs = (attn.norm_q.weight, attn.norm_k.weight), ways.saves == "outputs"
         q, k = sa3d_qk_norm_rope(q, k, *weights, segments, self.norm1.eps, save_outputs)
-        return attn.to_out[0](packed_attention(q, k, v, lengths, ways.attention).flatten(1))
+        q, k, v = ways.slice.swap_tokens_for_heads(q, k, v)
+        y = ways.slice.swap_heads_for_tokens(packed_attention(q, k, v, lengths, ways.attention))
+        return attn.to_out[0](y.flatten(1))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Keys and values of cross-attention, ahead of forwards.
@@ -177,6 +180,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         attention: Attention backend, ``auto`` unless set.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass.
         recompute: What the blocks keep; ``enable_gradient_checkpointing`` makes ``full`` of ``none``.
+        axis: Ranks that compute a forward together, each a slice of the tokens.
     """
 
     _repeated_blocks = ["PackedBlock"]  # noqa: RUF012
@@ -184,6 +188,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     attention: AttentionBackend = "auto"
     rope_saves: Saves = "inputs"
     recompute: Recompute = "none"
+    axis: Axis = Axis()
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, segment_encoding: SegmentEncoding = "sa3d", **kwargs: Any) -> None:
@@ -212,9 +217,10 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         return pt, ph, pw
 
     def rotation(self, pack: Pack) -> Segments:
-        """How the tokens of a pack are rotated."""
+        """How this rank's tokens of a pack are rotated."""
         table = pack.segments if self.segment_encoding == "sa3d" else without_ids(pack.segments)
-        return prepare_segments(table, pack.tokens, self.config["attention_head_dim"], checked=True)
+        own = self.axis.slice(pack.tokens)
+        return prepare_segments(table, own.size, self.config["attention_head_dim"], own.start, checked=True)
 
     @apply_forward_hook  # so that weights that are offloaded come for it
     def keys_values(self, context: Tensor) -> list[KeysValues]:
@@ -238,42 +244,44 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             ``[tokens, pt * ph * pw * C]``, channel fastest, for all tokens; only target rows mean anything.
         """
         weight = self.patch_embedding.weight
+        own = self.axis.slice(pack.tokens)
         # The embedding is a convolution whose stride is its kernel, that is, one linear map of each patch.
-        x = F.linear(pack.patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
-        text = (pack.context if kept is None else pack.context[:0]).to(weight.dtype)
+        x = F.linear(own.cut(pack.patches).to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        text = self.axis.shared(pack.context if kept is None else pack.context[:0]).to(weight.dtype)
         temb, modulation, context, _ = self.condition_embedder(pack.timesteps, text)
         modulation = modulation.unflatten(1, (6, -1))
         sample_index = self_lengths = cross_lengths = None
         if len(pack.token_lengths) > 1 or pack.token_seen is not None or pack.context_seen is not None:
-            sample_index = pack.sample_index
+            sample_index = own.cut(pack.sample_index, fill=len(pack.token_lengths) - 1)
             tokens, rows, starts = pack.token_lengths, pack.context_lengths, pack.token_starts
             self_lengths = Lengths(tuple((n, n) for n in tokens), starts, starts, pack.token_seen)
             pairs = tuple(zip(tokens, rows, strict=True))
             cross_lengths = Lengths(pairs, starts, pack.context_starts, pack.context_seen)
         if self.segment_encoding == "embedding":
-            x = x + self.segment_embedding(pack.segments, pack.tokens)
+            x = x + own.cut(self.segment_embedding(pack.segments, pack.tokens))
         contexts: Sequence[Tensor | KeysValues] = [context] * len(self.blocks)
         if kept is None:
             segments = self.rotation(pack)
         else:
             segments, contexts, cross_lengths = kept.segments, kept.keys_values, kept.cross_lengths
+        cross_lengths, contexts = own.readers(cross_lengths, contexts)
 
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
         recompute = "full" if self.gradient_checkpointing and self.recompute == "none" else self.recompute
         recompute = recompute if torch.is_grad_enabled() else "none"
-        ways = Ways(attention, self.rope_saves, recompute)
+        ways = Ways(attention, self.rope_saves, own, recompute)
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         call = caller(recompute, x.device)
         _vary(modulation, sample_index, segments.table, *(segments.constants if segments.kernel != "fused" else ()))
         _vary(*(x for lengths in (self_lengths, cross_lengths) if lengths is not None for x in lengths.tensors))
-        for block, own in zip(self.blocks, contexts, strict=True):
-            _vary(x, *(own if isinstance(own, tuple) else (own,)))
-            x = call(block, x, own, *shared)
+        for block, read in zip(self.blocks, contexts, strict=True):
+            _vary(x, *(read if isinstance(read, tuple) else (read,)))
+            x = call(block, x, read, *shared)
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         shift, scale = spread(shift, sample_index), spread(scale, sample_index)
-        return self.proj_out(modulated_norm(x, scale, shift, self.norm_out.eps))
+        return own.whole(self.proj_out(modulated_norm(x, scale, shift, self.norm_out.eps)))
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compile the blocks, as diffusers does.

@@ -28,7 +28,7 @@ def test_a_sharded_renderer_computes_what_one_in_bf16_does(mesh, tiny_model, ran
     ]
     packed = pack(samples, model.patch)
     expected = copy.deepcopy(model).to(torch.bfloat16)(packed)
-    shard(model, model.blocks, mesh, torch.bfloat16)
+    shard(model, model.blocks, mesh["data_parallel"], torch.bfloat16)
     found = model(packed)
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
     found.float().square().mean().backward()

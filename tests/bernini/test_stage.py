@@ -104,7 +104,7 @@ def _predict_sharded(rank: int, port: int, architecture: Architecture, results) 
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     torch.manual_seed(0)
     model = architecture.build()
-    shard(model, model.blocks, mesh, methods=["keys_values"])
+    shard(model, model.blocks, mesh["data_parallel"], methods=["keys_values"])
     results.put((rank, _predict(model, count=(3, 1)[rank])))
     dist.destroy_process_group()
 

@@ -215,7 +215,7 @@ def test_a_run_that_is_trained_again_is_scored_again(config: dict[str, Any], tmp
     assert len(rows.read_text().splitlines()) == 6 and rows.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("ddp", 3), ("fsdp2", 2)])
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("ddp", 3), ("ulysses", 2)])
 def test_ranks_give_the_summary_of_one(config: dict[str, Any], tmp_path: Path, strategy: str, ranks: int) -> None:
     """Eight items of three tasks on ranks that are no divisor: some are made twice and count once."""
     config["trainer"]["max_steps"] = 1
@@ -225,10 +225,10 @@ def test_ranks_give_the_summary_of_one(config: dict[str, Any], tmp_path: Path, s
     both["trainer"]["callbacks"].append(bench(tmp_path / "both", limit=8))
     strategies = {
         "ddp": callback("lightning.pytorch.strategies.DDPStrategy", process_group_backend="gloo"),
-        "fsdp2": callback(
+        "ulysses": callback(
             "lightning.pytorch.strategies.ModelParallelStrategy",
-            data_parallel_size=ranks,
-            tensor_parallel_size=1,
+            data_parallel_size=1,
+            tensor_parallel_size=ranks,
             process_group_backend="gloo",
         ),
     }
