@@ -101,6 +101,12 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def ignore_frozen_in_ddp(module: nn.Module) -> None:
+    """Have DDP leave alone what is not trained: it may be anywhere, and of dtypes that it cannot send."""
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
+
+
 def adapted(model: nn.Module) -> dict[str, Any]:
     """Layers with an adapter, by their names."""
     from peft.tuners.lora import LoraLayer

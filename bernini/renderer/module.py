@@ -12,9 +12,10 @@ from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
 from bernini.flow.noise import Expert, NoiseConfig
-from bernini.lora import Adaptable, add_lora
+from bernini.lora import Adaptable, add_lora, ignore_frozen_in_ddp
 from bernini.means import MeanTable, mean_over_ranks
 from bernini.measuring import Measured
+from bernini.quantizing import Quantization, quantize
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
 from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, target_losses
@@ -27,6 +28,7 @@ from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
 from bernini.sharding import shard
+from bernini.swapping import BlockSwapping
 from bernini.text.encoder import TextFeatures
 from bernini.vae.codec import LatentCodec
 
@@ -45,6 +47,10 @@ class RendererModule(Measured, Adaptable):
         noise: How timesteps are drawn.
         dropout: How conditions are dropped.
         lora: Train a LoRA instead of all weights.
+        quantize: Keep the linear layers below the LoRA in eight bits: ``int8`` or ``fp8``.
+        swap_blocks: Keep the frozen weights of this many blocks in host memory, from where they come when it is their
+            turn; all but two of them take no device memory.
+        offload_frozen: Keep the VAE and the text encoder in host memory but while they work.
         sampling: How clips are sampled in validation and prediction.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
@@ -71,6 +77,9 @@ class RendererModule(Measured, Adaptable):
         noise: NoiseConfig = NoiseConfig(),  # noqa: B008
         dropout: DropoutConfig = DropoutConfig(),  # noqa: B008
         lora: LoRAConfig | None = None,
+        quantize: Quantization | None = None,
+        swap_blocks: int = 0,
+        offload_frozen: bool = False,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -89,13 +98,27 @@ class RendererModule(Measured, Adaptable):
                 where="model.init_args",
                 fix="set init_from to train from weights, or architecture to train from scratch",
             )
+        if (quantize or swap_blocks) and lora is None:
+            raise ConfigError(
+                "only frozen weights can be in eight bits or in host memory",
+                where="model.init_args.quantize, swap_blocks",
+                fix="train a LoRA (lora: {rank: 32}), or leave both out",
+            )
+        if swap_blocks and not gradient_checkpointing:
+            raise ConfigError(
+                "swap_blocks saves nothing unless blocks are recomputed",
+                where="model.init_args",
+                why="what is kept for the backward pass holds on to the weights",
+                fix="set gradient_checkpointing: true",
+            )
+        self.quantize, self.swap_blocks = quantize, swap_blocks
         self.expert, self.init_from, self.architecture = expert, init_from, architecture
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.rope_saves = attention, rope_saves
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
-        self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
+        self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype), offload_frozen)
 
     # -- model -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +126,12 @@ class RendererModule(Measured, Adaptable):
         """Build the transformers; sharded over the mesh if the strategy brings one."""
         if hasattr(self, "renderer"):
             return
+        if self.device_mesh is not None and (self.quantize or self.swap_blocks):
+            raise ConfigError(
+                "sharded weights can be neither in eight bits nor in host memory",
+                where="model.init_args.quantize, swap_blocks",
+                fix="leave both out, or train with trainer.strategy: ddp",
+            )
         models = {name: self._build(expert) for name, expert in experts_of(self.expert).items()}
         boundary = 0.0 if self.expert == "single" else self.noise.boundary
         self.renderer = Experts(models.get("transformer"), models.get("transformer_2"), boundary)
@@ -112,8 +141,12 @@ class RendererModule(Measured, Adaptable):
             if self.device_mesh is not None:
                 shard(model, model.blocks, self.device_mesh, methods=["keys_values"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
+            if self.swap_blocks:
+                BlockSwapping(model, self.swap_blocks)
             if self.compile_blocks:
                 model.compile_repeated_blocks()
+        if self.lora:  # the same everywhere from the start, and not all on the device
+            ignore_frozen_in_ddp(self)
 
     def _build(self, expert: Expert) -> PackedWanTransformer3DModel:
         if self.init_from:
@@ -125,6 +158,8 @@ class RendererModule(Measured, Adaptable):
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.lora:
             add_lora(model, self.lora)
+        if self.quantize:
+            quantize(model.blocks, self.quantize)
         return model
 
     @property
