@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_guide(wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line) for kind, block in blocks if not kind for line in block.splitlines()]
     for program, *words in commands:
+        if "--model.float8" in words and find_spec("torchao") is None:
+            continue
         if program == "bernini":
             swaps = any("swap" in word or "small" in word for word in words)
             assert main([*words, *SHORT[words[0]], *(["--model.swap_blocks=2"] if swaps else [])]) == 0

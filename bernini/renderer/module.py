@@ -11,6 +11,7 @@ from bernini.attention import AttentionBackend
 from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
+from bernini.float8 import compute_in_float8
 from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora, ignore_frozen_in_ddp
 from bernini.means import MeanTable, mean_over_ranks
@@ -50,6 +51,7 @@ class RendererModule(Measured, Adaptable):
         quantize: Keep the linear layers below the LoRA in eight bits: ``int8`` or ``fp8``.
         swap_blocks: Keep the frozen weights of this many blocks in host memory, from where they come when it is their
             turn; all but two of them take no device memory.
+        float8: Multiply matrices in float8 while all weights are trained; takes torchao, and a GPU as of Ada or Hopper.
         offload_frozen: Keep the VAE and the text encoder in host memory but while they work.
         sampling: How clips are sampled in validation and prediction.
         optimizer: Optimizer of the trainable parameters.
@@ -79,6 +81,7 @@ class RendererModule(Measured, Adaptable):
         lora: LoRAConfig | None = None,
         quantize: Quantization | None = None,
         swap_blocks: int = 0,
+        float8: bool = False,
         offload_frozen: bool = False,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
@@ -111,7 +114,13 @@ class RendererModule(Measured, Adaptable):
                 why="what is kept for the backward pass holds on to the weights",
                 fix="set gradient_checkpointing: true",
             )
-        self.quantize, self.swap_blocks = quantize, swap_blocks
+        if float8 and lora is not None:
+            raise ConfigError(
+                "float8 is for training all weights",
+                where="model.init_args.float8",
+                fix="quantize: fp8, for a LoRA's base",
+            )
+        self.quantize, self.swap_blocks, self.float8 = quantize, swap_blocks, float8
         self.expert, self.init_from, self.architecture = expert, init_from, architecture
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -158,6 +167,8 @@ class RendererModule(Measured, Adaptable):
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.lora:
             add_lora(model, self.lora)
+        if self.float8:
+            compute_in_float8(model.blocks)
         if self.quantize:
             quantize(model.blocks, self.quantize)
         return model
