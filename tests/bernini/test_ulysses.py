@@ -126,7 +126,7 @@ def test_slices_compute_what_the_whole_pack_does(tmp_path: Path) -> None:
 
 def make_run(wan: Path, shards: Path, root: Path, batch_size: int) -> dict[str, Any]:
     plain = callback("torch.optim.SGD", lr=0.05, momentum=0.9)  # Adam would hide the scale of gradients
-    config = make_config(wan, shards, root, expert="both", optimizer=plain, gradient_checkpointing=True)
+    config = make_config(wan, shards, root, expert="both", optimizer=plain, recompute="full")
     config["trainer"] |= {"max_steps": 4, "val_check_interval": 3, "limit_val_batches": 8}
     config["data"]["init_args"] |= {"batch_size": batch_size, "max_samples": 3}
     config["trainer"]["callbacks"] = [
