@@ -190,7 +190,7 @@ def _planner_work(
         penultimate, attn, mlp = x, layer.self_attn, layer.mlp
         y = x or learns(layer.input_layernorm)
         states = [count.linear(p, tokens, y) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
-        coefficient += 4.0 * attn.num_heads * attn.head_dim * (1 + 2 * any(states))
+        coefficient += 4.0 * text.config.hidden_size * (1 + 2 * any(states))  # of all heads together
         x |= count.linear(attn.o_proj, tokens, any(states))
         y = x or learns(layer.post_attention_layernorm)
         gates = [count.linear(p, tokens, y) for p in (mlp.gate_proj, mlp.up_proj)]

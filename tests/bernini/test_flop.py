@@ -9,10 +9,12 @@ import torch
 from cotrainings import EVERY, make_cotraining, make_planner_folder
 from factories import build, make_config, make_conversation
 from planners import make_planner, make_planner_samples
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.renderer import MODELS, forward_flop
+from bernini.attention import Lengths
 from bernini.flop import Meter, Work, visible_pairs, work
 from bernini.peaks import peak_tflops
 from bernini.planner.lora import LoRAConfig
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` 
 
 
 def counted(module: Any, samples: list[Any]) -> tuple[list[Work], Counts]:
-    """Our count of a step, and torch's by module and operator; attention as matrix products, which torch can count."""
+    """Our count of a step, and torch's by module and operator; the planner's attention as matrix products too."""
     meter = Meter(module)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         module.losses(samples, KEYS[: len(samples)], train=False)[0].backward()  # so that no condition is dropped
@@ -38,9 +40,24 @@ def counted(module: Any, samples: list[Any]) -> tuple[list[Work], Counts]:
     return meter.done, counts
 
 
+@pytest.fixture(autouse=True)
+def spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention within samples as the matrix products that it is: torch can count no more than those."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
+        pairs = [(len(q), len(k))] if lengths is None else lengths.pairs
+        queries, keys = zip(*pairs, strict=True)
+        parts = zip(q.split(queries), k.split(keys), v.split(keys), strict=True)
+        heads = ([x.transpose(0, 1) for x in own] for own in parts)
+        return torch.cat([((q @ k.mT).softmax(-1) @ v).transpose(0, 1) for q, k, v in heads])
+
+    for module in ("renderer.transformer", "planner.tower"):
+        monkeypatch.setattr(f"bernini.{module}.packed_attention", attend)
+
+
 @pytest.fixture
 def renderer(wan: Path, shards: Path, tmp_path: Path) -> Callable[..., Any]:
-    return lambda **more: build(make_config(wan, shards, tmp_path, attention="math", **more), tmp_path)
+    return lambda **more: build(make_config(wan, shards, tmp_path, **more), tmp_path)
 
 
 @pytest.mark.parametrize("expert", ["high", "both"])
@@ -89,7 +106,7 @@ def test_cotraining_is_both_and_follows_its_stages(wan: Path, tmp_path: Path) ->
     planner, samples, packs = make_planner_folder(tmp_path), make_planner_samples(), list[PlannerPack]()
     found = []
     for train, passes in ((EVERY, 3), (["connector_gen"], 1)):
-        module = make_cotraining(wan, planner, train, attention="math")
+        module = make_cotraining(wan, planner, train)
         module.planner.mllm.gradient_checkpointing_disable()
         module.planner.register_forward_pre_hook(lambda _, given: packs.append(given[0]))
         done, counts = counted(module, samples)

@@ -63,6 +63,16 @@ def test_training_goes_on_as_without_it_and_figures_add_up(wan: Path, shards: Pa
     assert (tokens, made) == pytest.approx((2 * 96, 2 * 64), rel=1e-4)
 
 
+def test_padding_is_what_packs_leave_of_their_budget(wan: Path, shards: Path, tmp_path: Path) -> None:
+    config = configure(wan, shards, tmp_path, 3, SPEED, every=1)
+    config["data"]["init_args"]["pack"] = {"tokens": 40, "window": 2}
+    config["trainer"] |= {"accumulate_grad_batches": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    fit(config)
+    left = [row["data/padding"] for row in logged_rows(tmp_path, "data")]
+    assert [row["speed/padding"] for row in logged_rows(tmp_path, "speed")] == pytest.approx(left, abs=1e-6)
+    assert len(left) == 3 and max(left) > 0
+
+
 def test_a_resumed_run_logs_on(wan: Path, shards: Path, tmp_path: Path) -> None:
     for steps in (2, 4):
         config = configure(wan, shards, tmp_path, steps, SPEED)
