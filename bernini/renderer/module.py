@@ -16,6 +16,8 @@ from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora, ignore_frozen_in_ddp
 from bernini.means import MeanTable, mean_over_ranks
 from bernini.measuring import Measured
+from bernini.memory import Choice as RecomputeChoice
+from bernini.memory import settle
 from bernini.quantizing import Quantization, quantize
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
 from bernini.renderer.frozen import Frozen, TextConfig
@@ -59,7 +61,8 @@ class RendererModule(Measured, Adaptable):
         attention: Attention backend.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass: its inputs, or its outputs,
             which attention keeps as well.
-        gradient_checkpointing: Recompute blocks in the backward pass.
+        recompute: What blocks keep for the backward pass (docs/performance.md); ``auto`` takes the fastest way that
+            fits.
         compile: Compile the blocks with ``torch.compile``.
         frozen_dtype: Dtype of weights that are not trained: the VAE, the text encoder, the base of a LoRA.
         max_latent_frames: Longer latents are cut.
@@ -88,7 +91,7 @@ class RendererModule(Measured, Adaptable):
         lr_scheduler: LRSchedulerCallable | None = None,
         attention: AttentionBackend = "auto",
         rope_saves: Saves = "inputs",
-        gradient_checkpointing: bool = True,
+        recompute: RecomputeChoice = "full",
         compile: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         max_latent_frames: int | None = None,
@@ -107,12 +110,12 @@ class RendererModule(Measured, Adaptable):
                 where="model.init_args.quantize, swap_blocks",
                 fix="train a LoRA (lora: {rank: 32}), or leave both out",
             )
-        if swap_blocks and not gradient_checkpointing:
+        if swap_blocks and recompute in ("none", "auto"):
             raise ConfigError(
                 "swap_blocks saves nothing unless blocks are recomputed",
                 where="model.init_args",
-                why="what is kept for the backward pass holds on to the weights",
-                fix="set gradient_checkpointing: true",
+                why=f"recompute is {recompute}; what is kept for the backward pass may hold on to the weights",
+                fix="set recompute: full, or offload",
             )
         if float8 and lora is not None:
             raise ConfigError(
@@ -125,7 +128,7 @@ class RendererModule(Measured, Adaptable):
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.rope_saves = attention, rope_saves
-        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
+        self.recompute, self.compile_blocks = recompute, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
         self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype), offload_frozen)
 
@@ -164,7 +167,7 @@ class RendererModule(Measured, Adaptable):
             assert self.architecture is not None
             model = self.architecture.build()
         model.attention, model.rope_saves = self.attention, self.rope_saves
-        model.gradient_checkpointing = self.gradient_checkpointing
+        model.recompute = "full" if self.recompute == "auto" else self.recompute
         if self.lora:
             add_lora(model, self.lora)
         if self.float8:
@@ -184,6 +187,12 @@ class RendererModule(Measured, Adaptable):
         return self._frozen.features(self.device)
 
     # -- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Begin to gather losses; choose what is recomputed."""
+        super().on_train_start()
+        if self.recompute == "auto":
+            settle(self, list(self.renderer.models.values()), self.compile_blocks)
 
     def empty_table(self) -> MeanTable:
         """Losses in all, by task and by noise level."""

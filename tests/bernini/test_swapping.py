@@ -144,7 +144,7 @@ def test_compiled_blocks_are_swapped_and_stay_compiled(randn: Any) -> None:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    return {"lora": {"rank": 2}, "gradient_checkpointing": True, **more}
+    return {"lora": {"rank": 2}, "recompute": "full", **more}
 
 
 def test_run_with_everything_on_the_host_is_the_run_without(wan: Path, shards: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_vae_and_text_encoder_are_there_while_they_work(
     [
         ({"lora": None, "swap_blocks": 1}, "only frozen weights"),
         ({"lora": None, "quantize": "int8"}, "only frozen weights"),
-        ({"swap_blocks": 1, "gradient_checkpointing": False}, "unless blocks are recomputed"),
+        ({"swap_blocks": 1, "recompute": "none"}, "unless blocks are recomputed"),
         ({"swap_blocks": 3}, "the transformer has 2 blocks"),
     ],
 )
