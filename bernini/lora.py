@@ -94,6 +94,13 @@ def add_lora(model: Any, config: AdapterConfig) -> None:
         raise ConfigError("the LoRA fits no layer", where="lora.targets", why=str(error).splitlines()[0]) from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
+    for layer in adapted(model).values():
+        layer._cast_input_dtype = _cast_input
+
+
+def _cast_input(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input as a LoRA takes it. Autocast would turn PEFT's fp32 copy back, and keep that beside the input."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

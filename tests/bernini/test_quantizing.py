@@ -74,6 +74,19 @@ def test_backward_keeps_nothing_but_the_eight_bits() -> None:
     assert {x.data_ptr() for x in kept} == {layer.weight.data_ptr(), layer.scale.data_ptr()}
 
 
+def test_lora_keeps_its_input_once_under_autocast() -> None:
+    block = make_model("int8", 1).blocks[0].attn1
+    x = torch.randn(7, 32, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        for layer in (block.to_q, block.to_k, block.to_v):
+            assert layer(x).dtype == torch.bfloat16
+    assert {t.data_ptr() for t in kept if t.numel() == x.numel()} == {x.data_ptr()}
+
+
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="int8, fp8"):
         quantize(nn.Linear(2, 2), "int4")  # type: ignore[arg-type]
