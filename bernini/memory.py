@@ -5,6 +5,7 @@ What a block keeps for the backward pass has been counted (tests/bernini/test_me
 
 - ``none``: ``(13 a + 28) d + 2 a f + 8 h + 36``, as norms and gates keep fp32; compiled ``16 a d + 2 a f + 8 h + 36``;
 - ``pointwise``: ``10 a d + a f + 8 h``: the input, all products, attention's output and row sums;
+- ``attention``: ``3 a d + 8 h``: the input, attention's output and row sums;
 - ``full``: ``a d``, the input; ``offload``: the same of two blocks at a time.
 """
 
@@ -26,7 +27,7 @@ from bernini.renderer.transformer import PackedWanTransformer3DModel
 if TYPE_CHECKING:
     import lightning as L
 
-Choice = Literal["auto", "none", "pointwise", "full", "offload"]
+Choice = Literal["auto", "none", "pointwise", "attention", "full", "offload"]
 """A way to recompute, or ``auto``, the fastest that fits the device."""
 
 GIB = 2**30
@@ -114,6 +115,7 @@ class Activations:
         each: dict[Recompute, int] = {
             "none": none,
             "pointwise": 10 * activation * d + activation * f + sums,
+            "attention": 3 * activation * d + sums,
             "full": activation * d,
         }
         kept: dict[Recompute, int] = {way: tokens * shape.num_layers * size for way, size in each.items()}
