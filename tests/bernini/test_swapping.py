@@ -87,6 +87,17 @@ def test_swapped_blocks_compute_the_same_to_the_bit(randn: Any, kind: Any, count
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("way", ["none", "attention", "pointwise", "offload"])
+def test_swapping_is_right_whatever_is_recomputed(randn: Any, way: Any) -> None:
+    packed, plain = make_pack(randn), make_model(layers=3)
+    plain.disable_gradient_checkpointing()
+    plain.recompute = way
+    swapped = copy.deepcopy(plain)
+    BlockSwapping(swapped, 3)
+    for one, other in zip(steps(plain, packed), steps(swapped, packed), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_two_blocks_at_most_are_there_and_the_next_one_is_on_its_way(
     randn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
