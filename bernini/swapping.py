@@ -1,5 +1,6 @@
 """Frozen weights that wait in host memory and come to the device just before they are used."""
 
+import mmap
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from bernini.errors import ConfigError
 
 ALIGNMENT = 256  # bytes; kernels read fastest from where a tensor of its own would begin
+
+
+def _pages(size: int) -> Tensor:
+    """Bytes of host memory, at least ``size``, that share no page with others: pages are locked once, and whole."""
+    size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    buffer = torch.empty(size + mmap.PAGESIZE, dtype=torch.uint8)
+    start = -buffer.data_ptr() % mmap.PAGESIZE
+    return buffer[start : start + size]
 
 
 class HostWeights:
@@ -30,7 +39,7 @@ class HostWeights:
         self._tensors: list[Tensor] = [t for t in (*module.parameters(), *module.buffers()) if not t.requires_grad]
         sizes = [-(-t.nbytes // ALIGNMENT) * ALIGNMENT for t in self._tensors]
         self._starts = list(accumulate(sizes, initial=0))
-        self._host = torch.empty(self._starts[-1], dtype=torch.uint8)
+        self._host = _pages(self._starts[-1])
         self._places = self._lay_out(self._host)
         for tensor, place in zip(self._tensors, self._places, strict=True):
             place.copy_(tensor)

@@ -8,7 +8,7 @@ from bernini.quantizing import QuantizedLinear, quantize
 from bernini.renderer.experts import Architecture
 from bernini.renderer.lora import LoRAConfig
 from bernini.renderer.packing import PackedSample, Segment, pack
-from bernini.swapping import BlockSwapping, HostWeights
+from bernini.swapping import BlockSwapping, HostWeights, bring_for_calls
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,3 +134,18 @@ def test_host_weights_come_and_go():
         weights.drop()
     layer.to(CUDA)
     assert layer.weight.device.type == "cpu"
+
+
+def test_weights_that_come_for_calls_leave_no_memory_taken():
+    layers = [torch.nn.Linear(1024, 1024, device=CUDA).requires_grad_(False) for _ in range(2)]
+    x = torch.randn(8, 1024, device=CUDA)
+    expected = [layer(x) for layer in layers]
+    before = torch.cuda.memory_allocated()
+    for layer in layers:
+        bring_for_calls(layer, ["forward"], lambda: CUDA)
+    assert before - torch.cuda.memory_allocated() >= 2 * 4 * 1024**2
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        for layer, wanted in zip(layers, expected, strict=True):
+            assert torch.equal(layer(x), wanted)
+    assert torch.cuda.memory_allocated() == before
