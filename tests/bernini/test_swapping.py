@@ -7,6 +7,7 @@ import pytest
 import torch
 from factories import build, fit, keep_checkpoints, make_config, make_conversation
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bernini.errors import ConfigError
 from bernini.lora import add_lora, trainable
@@ -58,19 +59,22 @@ def steps(model: PackedWanTransformer3DModel, packed: Any, count: int = 2) -> li
 
 
 class Moves:
-    """What `HostWeights` load and drop, by their order in the model, and how many are loaded at most."""
+    """What `HostWeights` load, by their order in the model, and how many buffers of weights there are at most."""
 
     def __init__(self, swapping: BlockSwapping, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[int] = []
         self.most = 0
+        buffers: list[StorageWeakRef] = []
         places = {id(weights): place for place, weights in enumerate(swapping._weights)}
         load = HostWeights.load
 
         def loaded(weights: HostWeights, *args: Any) -> None:
-            if not weights.loaded:
-                self.made.append(places[id(weights)])
+            new = not weights.loaded
             load(weights, *args)
-            self.most = max(self.most, len(swapping.loaded))
+            if new:
+                self.made.append(places[id(weights)])
+                buffers.append(StorageWeakRef(weights._tensors[0].untyped_storage()))
+            self.most = max(self.most, sum(not buffer.expired() for buffer in buffers))
 
         monkeypatch.setattr(HostWeights, "load", loaded)
 
