@@ -178,6 +178,12 @@ class BlockSwapping:
         return loaded
 
 
+def saved(model: Any, count: int) -> int:
+    """Bytes of a device that a model's weights do not take while so many of its blocks are swapped."""
+    frozen = sum(p.nbytes for p in model.blocks[0].parameters() if not p.requires_grad)
+    return max(count - 2, 0) * frozen
+
+
 @torch.compiler.disable  # the compiler takes the block as it is between the hooks
 def _before(swapping: BlockSwapping, place: int, block: nn.Module, args: tuple[Any, ...]) -> None:
     swapping.use(place, args[0].device)

@@ -34,7 +34,9 @@ def test_guide(wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for program, *words in commands:
         if "--model.float8" in words and find_spec("torchao") is None:
             continue
-        if program == "bernini":
+        if words[0] == "check":
+            assert main(words) == 0 and "on a device of 24 GiB" in capsys.readouterr().out
+        elif program == "bernini":
             swaps = any("swap" in word or "small" in word for word in words)
             assert main([*words, *SHORT[words[0]], *(["--model.swap_blocks=2"] if swaps else [])]) == 0
         else:

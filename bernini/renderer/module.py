@@ -111,12 +111,12 @@ class RendererModule(Measured, Adaptable):
                 where="model.init_args.quantize, swap_blocks",
                 fix="train a LoRA (lora: {rank: 32}), or leave both out",
             )
-        if swap_blocks and recompute not in ("full", "offload"):
+        if swap_blocks and recompute in ("none", "auto"):
             raise ConfigError(
                 "swap_blocks saves nothing unless blocks are recomputed",
                 where="model.init_args",
-                why="what is kept for the backward pass holds on to the weights",
-                fix="set recompute: full",
+                why=f"recompute is {recompute}; what is kept for the backward pass may hold on to the weights",
+                fix="set recompute: full, or offload",
             )
         if float8 and lora is not None:
             raise ConfigError(
