@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from bernini.errors import ConfigError
+from bernini.grouped import attend
 
 AttentionBackend = Literal["auto", "cudnn", "flash", "varlen", "efficient", "math"]
 
@@ -34,12 +34,21 @@ class Lengths:
         q_starts: ``[samples + 1]`` int32, where the queries of each sample start, and the end; on the queries' device.
         k_starts: The same of the keys.
         seen: Bool ``[k_tokens]``, keys that are attended, at least one of each sample; all if null.
+        host: The pairs as ``[samples, 2]`` int64 on the CPU, which compilers do not look into either.
     """
 
     pairs: tuple[tuple[int, int], ...]
     q_starts: Tensor
     k_starts: Tensor
     seen: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.host = torch.tensor(self.pairs, dtype=torch.int64, device="cpu")
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that is not told by shapes."""
+        return self.host, self.q_starts, self.k_starts, self.seen
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, int]], device: torch.device | str) -> "Lengths":
@@ -99,36 +108,11 @@ def _kernel(backend: str) -> AbstractContextManager:
     return nullcontext() if backend == "native" else sdpa_kernel(_BACKENDS[backend])
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, samples: int, backend: str, seen: Tensor | None = None) -> Tensor:
-    """Attention of ``samples`` samples of equal lengths, ``[samples * length, heads, head_dim]``."""
-    q, k, v = (x.unflatten(0, (samples, -1)).transpose(1, 2) for x in (q, k, v))
-    mask = None if seen is None else seen.view(samples, 1, 1, -1)
+def _dense(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    """Attention of a single sample."""
+    q, k, v = (x[None].transpose(1, 2) for x in (q, k, v))
     with _kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(0, 1)
-
-
-@torch.compiler.disable
-def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, backend: str) -> Tensor:
-    """Neighbouring samples of equal lengths share one call."""
-    runs = [(pair, len(list(group))) for pair, group in groupby(lengths.pairs)]
-    q_ends = list(accumulate(pair[0] * n for pair, n in runs))
-    k_ends = list(accumulate(pair[1] * n for pair, n in runs))
-    out = []
-    for (_, n), q_start, q_end, k_start, k_end in zip(
-        runs, [0, *q_ends[:-1]], q_ends, [0, *k_ends[:-1]], k_ends, strict=True
-    ):
-        seen = None if lengths.seen is None else lengths.seen[k_start:k_end]
-        out.append(_dense(q[q_start:q_end], k[k_start:k_end], v[k_start:k_end], n, backend, seen))
-    return out[0] if len(out) == 1 else torch.cat(out)
-
-
-@torch.compiler.disable
-def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """All samples in one call."""
-    longest_q, longest_k = (max(own) for own in zip(*lengths.pairs, strict=True))
-    out = varlen_attn(q, k, v, lengths.q_starts, lengths.k_starts, longest_q, longest_k)
-    assert isinstance(out, Tensor)
-    return out
+        return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, backend: str) -> Tensor:
@@ -145,9 +129,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, b
         ``[q_tokens, heads, head_dim]``.
     """
     if lengths is None:
-        return _dense(q, k, v, 1, "flash" if backend == "varlen" else backend)
-    if lengths.seen is not None:
-        return _grouped(q, k, v, lengths, "efficient" if backend in _WITHOUT_MASK else backend)
-    if backend == "varlen":
-        return _varlen(q, k, v, lengths)
-    return _grouped(q, k, v, lengths, backend)
+        return _dense(q, k, v, "flash" if backend == "varlen" else backend)
+    if lengths.seen is not None and backend in _WITHOUT_MASK:
+        backend = "efficient"
+    q, k = q.to(v.dtype), k.to(v.dtype)  # values come as autocast has them
+    return attend(q, k, v, *lengths.tensors, backend)[0]

@@ -1,4 +1,4 @@
-"""`bernini check`: what this machine has, and which kernels and backends would run on it."""
+"""`bernini check`: what this machine has, which kernels and backends would run on it, and what training would take."""
 
 import json
 import os
@@ -15,7 +15,9 @@ import torch
 
 import bernini
 from bernini.attention import resolve_backend
+from bernini.check_memory import memory
 from bernini.errors import ConfigError
+from bernini.renderer.experts import SHAPES
 from bernini.rope.op import VARIABLE, choose_kernel, why_not_fused
 
 PACKAGES = ("lightning", "transformers", "diffusers")
@@ -89,8 +91,20 @@ def main(argv: Sequence[str]) -> int:
     """Run `bernini check`."""
     parser = ArgumentParser(prog="bernini check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument(
+        "-c", "--config", action="append", metavar="FILE", help="tell instead what memory training by this takes"
+    )
+    parser.add_argument("--tokens", type=int, help="of a pack (default: the configuration's)")
+    parser.add_argument("--shape", choices=SHAPES, help="of a model whose folder is not there yet")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of a GPU (default: of the one that is there)")
     options = parser.parse_args(argv)
-    facts = check()
+    if options.config:
+        gib = options.memory
+        if gib is None and torch.cuda.is_available():
+            gib = round(torch.cuda.mem_get_info()[1] / 2**30, 1)
+        facts = memory(options.config, options.tokens, options.shape, gib)
+    else:
+        facts = check()
     if options.json:
         print(json.dumps(facts, indent=2))
     else:

@@ -45,7 +45,7 @@ def make_cotraining(
         "text": TextConfig(str(wan), rows=16),
         "planning": PlanningConfig(steps=2, flow_steps=1),
         "sampling": SamplingConfig(**SAMPLING),
-        "gradient_checkpointing": False,
+        "recompute": "none",
     }
     module = kind(TOKENIZER, str(wan), InitFrom(str(planner), str(wan)), **{**given, **more})
     module.configure_model()
@@ -68,7 +68,7 @@ def make_cotraining_config(wan: Path, planner: Path, run: Path, steps: int, **mo
                 "text": {"encoder": str(wan), "rows": 16},
                 "planning": {"steps": 2, "flow_steps": 1},
                 "sampling": SAMPLING,
-                "gradient_checkpointing": False,
+                "recompute": "none",
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
                 **model,
             },

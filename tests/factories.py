@@ -100,7 +100,7 @@ def make_config(wan: Path, shards: Path, run: Path, **model: Any) -> dict[str, A
                 "vae": str(wan),
                 "init_from": str(wan),
                 "text": {"encoder": str(wan), "rows": 16},
-                "gradient_checkpointing": False,
+                "recompute": "none",
                 "sampling": {"steps": 2, "frames": FRAMES, "height": EDGE, "width": EDGE, "mode": "t2v"},
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
                 **model,

@@ -37,7 +37,7 @@ class BankedCoTrainingModule(CoTrainingModule):
     def __init__(self, *args: Any, cuda_graphs: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refused = {
-            "gradient_checkpointing": (self.gradient_checkpointing, "a CUDA graph records no second forward", "false"),
+            "recompute": (self.recompute.replace("none", ""), "a CUDA graph records no second forward", "none"),
             "exposure.planning.order": (
                 self.exposure.planned and self.exposure.planning.order.replace("random", ""),
                 "a batch is planned in random order",

@@ -41,6 +41,7 @@ from bernini.renderer.experts import Choice, Experts, experts_of, load_transform
 from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, idle_pass, target_losses
 from bernini.renderer.losses import add_losses, loss_names
+from bernini.renderer.recompute import Recompute
 from bernini.renderer.rendering import Prediction, Renderer, text_rows
 from bernini.renderer.sampling import SamplingConfig
 from bernini.rope.op import Saves
@@ -79,7 +80,8 @@ class CoTrainingModule(PlansMeasured):
         attention: Attention backend of the renderer.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass: its inputs, or its outputs,
             which attention keeps as well.
-        gradient_checkpointing: Recompute layers and blocks in the backward pass.
+        recompute: What the renderer's blocks keep for the backward pass (docs/performance.md). The planner's layers
+            keep their input alone, unless it is ``none``.
         compile: Compile the renderer's blocks with ``torch.compile``.
         frozen_dtype: Dtype of the VAE and the text encoder.
         max_latent_frames: Longer latents are cut.
@@ -111,7 +113,7 @@ class CoTrainingModule(PlansMeasured):
         rates: dict[Part, float] | None = None,
         attention: AttentionBackend = "auto",
         rope_saves: Saves = "inputs",
-        gradient_checkpointing: bool = True,
+        recompute: Recompute = "full",
         compile: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         max_latent_frames: int | None = None,
@@ -126,7 +128,7 @@ class CoTrainingModule(PlansMeasured):
         self.sources, self.planning, self.validation, self.sampling = sources, planning, validation, sampling
         self.optimizer, self.lr_scheduler, self.rates = optimizer, lr_scheduler, rates or {}
         self.attention, self.rope_saves = attention, rope_saves
-        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
+        self.recompute, self.compile_blocks = recompute, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
         self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
 
@@ -148,10 +150,10 @@ class CoTrainingModule(PlansMeasured):
         self.planner = load_planner(self.init_from.planner, config=self.config).train()
         for model in models.values():
             check_widths(self.planner.config.gen_dim, model.config["text_dim"])
-        self.prepare_planner(self.gradient_checkpointing)
+        self.prepare_planner(self.recompute != "none")
         for model in models.values():
             model.attention, model.rope_saves = self.attention, self.rope_saves
-            model.gradient_checkpointing = self.gradient_checkpointing
+            model.recompute = self.recompute
             if self.device_mesh is not None:
                 shard(model, model.blocks, weights_mesh(self))
                 model.axis = Axis.of(self.device_mesh, model.config["num_attention_heads"])

@@ -276,12 +276,12 @@ class BankedPlannerModule(PlannerModule):
 
     def __init__(self, *args: Any, cuda_graphs: bool = True, compile: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.gradient_checkpointing:
+        if self.recompute != "none":
             raise ConfigError(
-                "gradients cannot be checkpointed here",
-                where="model.init_args.gradient_checkpointing",
+                "nothing can be recomputed here",
+                where="model.init_args.recompute",
                 why="a CUDA graph records no second forward pass",
-                fix="set it to false, or train with bernini.planner.module.PlannerModule",
+                fix="set it to none, or train with bernini.planner.module.PlannerModule",
             )
         self.cuda_graphs, self.compile_blocks = cuda_graphs, compile
         self._passes: list[Callable[[Tensor], Tensor]] = []

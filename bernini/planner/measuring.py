@@ -39,14 +39,14 @@ class PlansMeasured(Measured):
     validation: PlanValidation
     plans: PlanMeter | None = None
 
-    def prepare_planner(self, gradient_checkpointing: bool) -> None:
+    def prepare_planner(self, recompute: bool) -> None:
         """Make the planner ready to be trained; shard it over the mesh if the strategy brings one.
 
         Args:
-            gradient_checkpointing: Recompute layers in the backward pass.
+            recompute: Recompute layers in the backward pass.
         """
         head = self.planner.vit_decoder
-        if gradient_checkpointing:
+        if recompute:
             self.planner.mllm.gradient_checkpointing_enable()
             head.net.gradient_checkpointing = self.device_mesh is not None
         head.config.chunk = CHUNK  # sharded, it goes without and recomputes instead

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -60,7 +60,7 @@ class PlannerModule(PlansMeasured, Adaptable):
         validation: Plans in validation.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
-        gradient_checkpointing: Recompute layers in the backward pass.
+        recompute: ``full`` keeps the input of each layer alone, and computes the rest again in the backward pass.
         seed: Seed of masks, noise and dropout.
     """
 
@@ -82,7 +82,7 @@ class PlannerModule(PlansMeasured, Adaptable):
         validation: PlanValidation = PlanValidation(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_checkpointing: bool = True,
+        recompute: Literal["none", "full"] = "full",
         seed: int = 0,
     ) -> None:
         super().__init__(lora)
@@ -97,7 +97,7 @@ class PlannerModule(PlansMeasured, Adaptable):
         self.loss, self.dropout, self.sources, self.train_vit = loss, dropout, sources, train_vit
         self.planning, self.validation = planning, validation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+        self.recompute, self.seed = recompute, seed
 
     def configure_model(self) -> None:
         """Build the planner, sharded over the mesh if the strategy brings one; random weights depend on the seed."""
@@ -120,7 +120,7 @@ class PlannerModule(PlansMeasured, Adaptable):
         if not self.loss.visual:  # nothing would teach these, and weight decay wear them down
             for part in (self.planner.connector.pred_vit, self.planner.vit_decoder, self.planner.mask_tokens):
                 part.requires_grad_(False)
-        self.prepare_planner(self.gradient_checkpointing)
+        self.prepare_planner(self.recompute == "full")
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """One transformer, or two that share the noise levels between them, and the folders they are kept in."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,11 @@ class Architecture:
     in_channels: int = 16
     segment_encoding: SegmentEncoding = "sa3d"
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Architecture":
+        """The shape that a transformer's ``config.json`` tells."""
+        return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of the transformer's constructor; under ``sa3d`` they are those of diffusers' class too."""
         arguments = asdict(self) | {"out_channels": self.in_channels}
@@ -60,6 +66,13 @@ class Architecture:
     def build(self) -> PackedWanTransformer3DModel:
         """A transformer of this shape with random weights, on the current default device."""
         return PackedWanTransformer3DModel(**self.arguments())
+
+
+SHAPES = {
+    "14b": Architecture(),
+    "1.3b": Architecture(num_layers=30, num_attention_heads=12, ffn_dim=8960),
+}
+"""Sizes that Wan has been released in."""
 
 
 def load_transformer(

@@ -15,6 +15,8 @@ from bernini.flow.noise import Expert, NoiseConfig
 from bernini.lora import Adaptable, add_lora
 from bernini.means import MeanTable, mean_over_ranks
 from bernini.measuring import Measured
+from bernini.memory import Choice as RecomputeChoice
+from bernini.memory import settle
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
 from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, target_losses
@@ -52,7 +54,8 @@ class RendererModule(Measured, Adaptable):
         attention: Attention backend.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass: its inputs, or its outputs,
             which attention keeps as well.
-        gradient_checkpointing: Recompute blocks in the backward pass.
+        recompute: What blocks keep for the backward pass (docs/performance.md); ``auto`` takes the fastest way that
+            fits.
         compile: Compile the blocks with ``torch.compile``.
         frozen_dtype: Dtype of weights that are not trained: the VAE, the text encoder, the base of a LoRA.
         max_latent_frames: Longer latents are cut.
@@ -77,7 +80,7 @@ class RendererModule(Measured, Adaptable):
         lr_scheduler: LRSchedulerCallable | None = None,
         attention: AttentionBackend = "auto",
         rope_saves: Saves = "inputs",
-        gradient_checkpointing: bool = True,
+        recompute: RecomputeChoice = "full",
         compile: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         max_latent_frames: int | None = None,
@@ -94,7 +97,7 @@ class RendererModule(Measured, Adaptable):
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.rope_saves = attention, rope_saves
-        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile
+        self.recompute, self.compile_blocks = recompute, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
         self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
 
@@ -124,7 +127,7 @@ class RendererModule(Measured, Adaptable):
             assert self.architecture is not None
             model = self.architecture.build()
         model.attention, model.rope_saves = self.attention, self.rope_saves
-        model.gradient_checkpointing = self.gradient_checkpointing
+        model.recompute = "full" if self.recompute == "auto" else self.recompute
         if self.lora:
             add_lora(model, self.lora)
         return model
@@ -140,6 +143,12 @@ class RendererModule(Measured, Adaptable):
         return self._frozen.features(self.device)
 
     # -- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Begin to gather losses; choose what is recomputed."""
+        super().on_train_start()
+        if self.recompute == "auto":
+            settle(self, list(self.renderer.models.values()), self.compile_blocks)
 
     def empty_table(self) -> MeanTable:
         """Losses in all, by task and by noise level."""

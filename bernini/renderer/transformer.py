@@ -16,15 +16,19 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import maybe_mark_dynamic
 
 from bernini.attention import AttentionBackend, Lengths, packed_attention, resolve_backend
 from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
 from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
+from bernini.renderer.recompute import Recompute, caller, keeping_products
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
 from bernini.ulysses import Axis, KeysValues, Slice
+
+GRAPHS = 64  # that are kept of a block
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,20 @@ class Ways:
         attention: Resolved attention backend.
         saves: What the rotation of queries and keys keeps for the backward pass.
         slice: Which of the pack's tokens this rank computes.
+        keeps_products: Keep nothing but what products and attention give.
     """
 
     attention: str
     saves: Saves
     slice: Slice
+    keeps_products: bool = False
+
+
+def _vary(*tensors: Tensor | None) -> None:
+    """Tell compilers that the number of rows is not always the same; a single one is a case of its own."""
+    for tensor in tensors:
+        if tensor is not None and tensor.shape[0] > 1:
+            maybe_mark_dynamic(tensor, 0)
 
 
 class PackedBlock(WanTransformerBlock):
@@ -86,6 +99,21 @@ class PackedBlock(WanTransformerBlock):
         Returns:
             ``[tokens, dim]``.
         """
+        args = (x, context, modulation, sample_index, segments, self_lengths, cross_lengths, ways)
+        # Inside what is compiled, so that the partitioner knows of it.
+        return keeping_products(self._compute, *args) if ways.keeps_products else self._compute(*args)
+
+    def _compute(
+        self,
+        x: Tensor,
+        context: Tensor | KeysValues,
+        modulation: Tensor,
+        sample_index: Tensor | None,
+        segments: Segments,
+        self_lengths: Lengths | None,
+        cross_lengths: Lengths | None,
+        ways: Ways,
+    ) -> Tensor:
         table = (self.scale_shift_table + modulation.float()).unbind(1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (spread(row, sample_index) for row in table)
 
@@ -151,6 +179,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     Attributes:
         attention: Attention backend, ``auto`` unless set.
         rope_saves: What the fused rotation of queries and keys keeps for the backward pass.
+        recompute: What the blocks keep; ``enable_gradient_checkpointing`` makes ``full`` of ``none``.
         axis: Ranks that compute a forward together, each a slice of the tokens.
     """
 
@@ -158,6 +187,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     _no_split_modules = ["PackedBlock"]  # noqa: RUF012
     attention: AttentionBackend = "auto"
     rope_saves: Saves = "inputs"
+    recompute: Recompute = "none"
     axis: Axis = Axis()
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
@@ -238,17 +268,29 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
 
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
-        ways = Ways(attention, self.rope_saves, own)
+        recompute = "full" if self.gradient_checkpointing and self.recompute == "none" else self.recompute
+        recompute = recompute if torch.is_grad_enabled() else "none"
+        ways = Ways(attention, self.rope_saves, own, recompute == "pointwise")
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
+        call = caller(recompute, x.device)
+        _vary(modulation, sample_index, segments.table, *(segments.constants if segments.kernel != "fused" else ()))
+        _vary(*(x for lengths in (self_lengths, cross_lengths) if lengths is not None for x in lengths.tensors))
         for block, read in zip(self.blocks, contexts, strict=True):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, read, *shared, use_reentrant=False)
-            else:
-                x = block(x, read, *shared)
+            _vary(x, *(read if isinstance(read, tuple) else (read,)))
+            x = call(block, x, read, *shared)
 
         shift, scale = (self.scale_shift_table + temb[:, None]).unbind(1)
         shift, scale = spread(shift, sample_index), spread(scale, sample_index)
         return own.whole(self.proj_out(modulated_norm(x, scale, shift, self.norm_out.eps)))
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, as diffusers does.
+
+        Any number of tokens, rows and samples is one graph. Others are made for: one sample or several; one segment or
+        several; gradients or none, of the block's input, too; keys that are not seen.
+        """
+        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, GRAPHS)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     def to_json_string(self) -> str:
         """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""

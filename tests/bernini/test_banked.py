@@ -133,7 +133,7 @@ model:
       {{num_layers: 1, num_attention_heads: 1, attention_head_dim: 16, ffn_dim: 16, text_dim: 64, freq_dim: 8}}
     text: {{encoder: {root}/assets/toy, rows: 48}}
     dropout: {{text: 0.1, image: 0.0, video: 0.0}}
-    gradient_checkpointing: false
+    recompute: none
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-2}}}}
 data:
   class_path: datamodules.toyworld.bank.ToyBankDataModule

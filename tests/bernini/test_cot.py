@@ -122,7 +122,7 @@ def test_hardly_warm_and_barely_open_is_greedy(module: PlannerModule) -> None:
 def taught() -> tuple[PlannerModule, list[Conversation]]:
     """A planner that knows a few thoughts by heart."""
     samples = [make_item(task, n, edits=["cot"], **SIZE) for n, task in enumerate(("v2v", "i2i", "v2v"))]
-    module = make_planner(gradient_checkpointing=False)
+    module = make_planner(recompute="none")
     optimizer = torch.optim.AdamW(module.trainable(), lr=1e-2)
     for _ in range(120):
         optimizer.zero_grad()

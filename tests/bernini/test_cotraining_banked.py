@@ -261,7 +261,7 @@ def test_what_is_lost_and_shown_has_the_asked_rates(wan: Path, planner: Path) ->
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ({"gradient_checkpointing": True}, "no second forward"),
+        ({"recompute": "full"}, "no second forward"),
         ({"exposure": PlanExposure(visible=0.5, planned=0.5, planning=PlanningConfig(order="halton"))}, "random order"),
         ({"max_latent_frames": 2}, "latents of the length"),
     ],

@@ -174,7 +174,7 @@ def test_without_a_visual_loss_a_bank_of_questions_teaches_the_language_model_an
 
 
 def banked_config(run: Path, steps: int, **model: Any) -> dict[str, Any]:
-    config = make_planner_config(run, steps, gradient_checkpointing=False, **model)
+    config = make_planner_config(run, steps, recompute="none", **model)
     config["model"]["class_path"] = "bernini.planner.banked.BankedPlannerModule"
     config["data"]["class_path"] = "datamodules.toyworld.plan_bank.ToyPlanBankDataModule"
     config["data"]["init_args"] |= {"length": 48, "val_length": 6, "frames": 9}

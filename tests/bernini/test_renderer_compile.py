@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from bernini.renderer.packing import PackedSample, Segment, pack
 
@@ -42,19 +42,26 @@ def test_compiled_blocks_compute_what_eager_ones_do(tiny_model, randn, relative_
         torch.testing.assert_close(compiled.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
-def test_neither_lengths_nor_number_of_samples_compile_anew(tiny_model, randn, relative_error):
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "full"])
+def test_neither_lengths_nor_number_of_samples_compile_anew(recompute, tiny_model, randn, relative_error):
     eager = tiny_model()
     compiled = copy.deepcopy(eager)
-    counter = CompileCounter()
-    compiled.compile_repeated_blocks(backend=counter)
+    compiled.recompute = recompute
+    compiled.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     draw = randn(0)
-    a, b, c, d = ((3, 4, 6), 5), ((1, 4, 4), (2, 4, 4), 7), ((2, 6, 6), 3), ((1, 4, 8), 4)
-    packs = [_pack(eager, draw, *samples) for samples in ([a], [b], [c], [a, b], [b, c, d], [d, c, b, a], [a, d])]
-    frames = []
-    for packed in packs:
-        with torch.no_grad():
-            assert relative_error(compiled(packed), eager(packed)) < 1e-6
-        frames.append(counter.frame_count)
-    # Once for the first size, once for any size; the same again when a pack first holds several samples.
-    assert frames[0] == 1 and frames[1] == frames[2] == 2
-    assert frames[3] > frames[2] and frames[4] == frames[5] == frames[6]
+    a, b, c, d = ((3, 4, 6), 5), ((1, 4, 4), (2, 4, 4), 7), ((2, 6, 6), 3), ((1, 2, 4), 2)
+    counters.clear()
+    made = []
+    for samples in ([a], [c], [d], [b], [b, c, d], [a, b], [d, c, b, a], [a, d]):
+        packed = _pack(eager, draw, *samples)
+        for model in (eager, compiled):
+            model.zero_grad()
+            out = model(packed)
+            out.square().mean().backward()
+            found = torch.cat([p.grad.flatten() for p in model.parameters()])
+            if model is eager:
+                expected = out, found
+        assert relative_error(out, expected[0]) < 1e-6 and relative_error(found, expected[1]) < 1e-6
+        made.append(counters["stats"]["unique_graphs"])
+    # One for single samples and one for several; the first of them are enough.
+    assert made == [1, 1, 1, 1, 2, 2, 2, 2]

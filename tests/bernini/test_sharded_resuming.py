@@ -17,7 +17,7 @@ STEPS = 4
 
 def renderer(wan: Path, shards: Path, root: Path) -> dict[str, Any]:
     """Both experts."""
-    config = make_config(wan, shards, root, expert="both", gradient_checkpointing=True)
+    config = make_config(wan, shards, root, expert="both", recompute="full")
     config["trainer"] |= {"max_steps": STEPS, "limit_val_batches": 4}
     config["trainer"]["callbacks"] = [callback("callbacks.EMA", decay=0.9)]
     config["data"]["init_args"] |= {"batch_size": 2, "max_samples": 4}
@@ -43,7 +43,7 @@ def cotraining(wan: Path, shards: Path, root: Path) -> dict[str, Any]:
     if not folder.exists():
         make_planner_folder(folder)
     stages = [{"train": ["connector_gen", "renderer_high"], "until": 3}, {"train": EVERY}]
-    config = make_cotraining_config(wan, folder, root, STEPS, stages=stages, gradient_checkpointing=True)
+    config = make_cotraining_config(wan, folder, root, STEPS, stages=stages, recompute="full")
     config["data"]["init_args"] |= {"batch_size": 2}
     return config
 

@@ -85,7 +85,7 @@ def test_a_banked_renderer_learns_the_same_with_and_without_graphs(
             dropout=DropoutConfig(0.3, image=0.0, video=0.0),
             optimizer=descent,
             attention=attention,
-            gradient_checkpointing=False,
+            recompute="none",
             seed=seed,
             cuda_graphs=cuda_graphs,
         )

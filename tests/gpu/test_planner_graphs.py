@@ -40,7 +40,7 @@ def make_module(train_vit: bool, **more: Any) -> BankedPlannerModule:
         planner=PlannerConfig(**ADDED),
         vision=VisionConfig(**VISION),
         train_vit=train_vit,
-        gradient_checkpointing=False,
+        recompute="none",
         optimizer=descent,
         **more,
     )
