@@ -5,6 +5,7 @@ What a block keeps for the backward pass has been counted (tests/bernini/test_me
 
 - ``none``: ``(13 a + 28) d + 2 a f + 8 h + 36``, as norms and gates keep fp32; compiled ``16 a d + 2 a f + 8 h + 36``;
 - ``pointwise``: ``10 a d + a f + 8 h``: the input, all products, attention's output and row sums;
+- ``attention``: ``3 a d + 8 h``: the input, attention's output and row sums;
 - ``full``: ``a d``, the input; ``offload``: the same of two blocks at a time.
 """
 
@@ -22,11 +23,12 @@ from bernini.errors import ConfigError
 from bernini.renderer.experts import Architecture
 from bernini.renderer.recompute import Recompute
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.sharding import weights_mesh
 
 if TYPE_CHECKING:
     import lightning as L
 
-Choice = Literal["auto", "none", "pointwise", "full", "offload"]
+Choice = Literal["auto", "none", "pointwise", "attention", "full", "offload"]
 """A way to recompute, or ``auto``, the fastest that fits the device."""
 
 GIB = 2**30
@@ -114,6 +116,7 @@ class Activations:
         each: dict[Recompute, int] = {
             "none": none,
             "pointwise": 10 * activation * d + activation * f + sums,
+            "attention": 3 * activation * d + sums,
             "full": activation * d,
         }
         kept: dict[Recompute, int] = {way: tokens * shape.num_layers * size for way, size in each.items()}
@@ -191,18 +194,19 @@ def settle(module: "L.LightningModule", models: Sequence[PackedWanTransformer3DM
         models,
         mixed and not compiled,
         2 * FP32 if adam else FP32,
-        shards=1 if mesh is None else mesh["data_parallel"].size(),
+        shards=1 if mesh is None else weights_mesh(module).shape[-1],
     )
     half = (
         mixed or (mesh is not None and device.type == "cuda") or models[0].patch_embedding.weight.dtype.itemsize == HALF
     )
     shape = Architecture.of(models[0].config)
-    activations = Activations.of(shape, pack.tokens, compiled, HALF if half else FP32)
+    tokens = models[0].axis.slice(pack.tokens).size
+    activations = Activations.of(shape, tokens, compiled, HALF if half else FP32)
     free = torch.tensor(_free(device), device=device)
     if dist.is_initialized():
         dist.all_reduce(free, dist.ReduceOp.MIN)  # ranks that gather weights together recompute alike
     need = needs(states, activations, trainer.accumulate_grad_batches > 1)
-    way, told = choose(need, pack.tokens, int(free) + states.weights)
+    way, told = choose(need, tokens, int(free) + states.weights)
     rank_zero_info(told)
     for model in models:
         model.recompute = way

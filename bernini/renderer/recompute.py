@@ -12,9 +12,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import bernini.grouped  # noqa: F401  registers bernini::attend
 
-Recompute = Literal["none", "pointwise", "full", "offload"]
+Recompute = Literal["none", "pointwise", "attention", "full", "offload"]
 """``none``: all is kept. ``pointwise``: what matrix products and attention give is kept, the rest computed again.
-``full``: a block's input is kept. ``offload``: the same, in the host's memory."""
+``attention``: what attention gives is kept. ``full``: a block's input is kept. ``offload``: that, in host memory."""
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten._scaled_mm.default: 0}  # which argument comes first
@@ -30,19 +30,26 @@ ATTENTION = {
 NARROW = 8
 
 
-def keep_products(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def keep_attention(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Policy of selective checkpointing under ``attention``."""
+    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Policy of selective checkpointing under ``pointwise``."""
-    if op in PRODUCTS:
-        first, second = args[PRODUCTS[op] :][:2]
-        kept = NARROW * first.shape[-1] >= second.shape[-1]
-    else:
-        kept = op in ATTENTION
+    if op not in PRODUCTS:
+        return keep_attention(context, op)
+    first, second = args[PRODUCTS[op] :][:2]
+    kept = NARROW * first.shape[-1] >= second.shape[-1]
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def keeping_products(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Call a function and keep products and attention alone; the compiler's partitioner heeds that, too."""
-    context = partial(create_selective_checkpoint_contexts, keep_products)
+def recomputing(recompute: Recompute, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call a function within a block that recomputes a part of itself; the compiler's partitioner heeds that, too."""
+    if recompute not in ("pointwise", "attention"):
+        return function(*args)
+    policy = keep_products if recompute == "pointwise" else keep_attention
+    context = partial(create_selective_checkpoint_contexts, policy)
     return checkpoint(function, *args, use_reentrant=False, context_fn=context)
 
 
@@ -52,7 +59,7 @@ def caller(recompute: Recompute, device: torch.device) -> Callable[..., Tensor]:
         return Offload(device)
     if recompute == "full":
         return partial(checkpoint, use_reentrant=False)
-    return lambda block, *args: block(*args)  # under `pointwise` the block itself knows
+    return lambda block, *args: block(*args)  # a part of a block is recomputed by itself
 
 
 class Offload:

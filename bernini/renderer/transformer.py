@@ -23,10 +23,10 @@ from bernini.attention import AttentionBackend, Lengths, packed_attention, resol
 from bernini.errors import ConfigError
 from bernini.renderer.packing import Pack
 from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
-from bernini.renderer.recompute import Recompute, caller, keeping_products
+from bernini.renderer.recompute import Recompute, caller, recomputing
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
-from bernini.ulysses import Axis, KeysValues, Slice
+from bernini.ulysses import ALONE, Axis, KeysValues, Slice
 
 GRAPHS = 64  # that are kept of a block
 
@@ -53,14 +53,14 @@ class Ways:
     Attributes:
         attention: Resolved attention backend.
         saves: What the rotation of queries and keys keeps for the backward pass.
+        recompute: What is computed again in the backward pass.
         slice: Which of the pack's tokens this rank computes.
-        keeps_products: Keep nothing but what products and attention give.
     """
 
     attention: str
     saves: Saves
-    slice: Slice
-    keeps_products: bool = False
+    recompute: Recompute = "none"
+    slice: Slice = ALONE
 
 
 def _vary(*tensors: Tensor | None) -> None:
@@ -101,7 +101,7 @@ class PackedBlock(WanTransformerBlock):
         """
         args = (x, context, modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         # Inside what is compiled, so that the partitioner knows of it.
-        return keeping_products(self._compute, *args) if ways.keeps_products else self._compute(*args)
+        return recomputing(ways.recompute, self._compute, *args)
 
     def _compute(
         self,
@@ -270,7 +270,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
         recompute = "full" if self.gradient_checkpointing and self.recompute == "none" else self.recompute
         recompute = recompute if torch.is_grad_enabled() else "none"
-        ways = Ways(attention, self.rope_saves, own, recompute == "pointwise")
+        ways = Ways(attention, self.rope_saves, recompute, own)
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         call = caller(recompute, x.device)
         _vary(modulation, sample_index, segments.table, *(segments.constants if segments.kernel != "fused" else ()))

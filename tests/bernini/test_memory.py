@@ -15,6 +15,7 @@ from bernini.check import main
 from bernini.errors import ConfigError
 from bernini.memory import GIB, ROOM, Activations, States, choose, needs
 from bernini.renderer.experts import SHAPES, Architecture
+from bernini.renderer.recompute import Recompute
 from bernini.renderer.transformer import PackedBlock, Ways
 from bernini.rope.op import prepare_segments
 
@@ -24,7 +25,7 @@ SHAPE = Architecture(
 )
 
 
-def kept(way: str, backend: str | None) -> float:
+def kept(way: Recompute, backend: str | None) -> float:
     """Bytes of distinct memory that a bf16 block keeps of each token, besides what all blocks share."""
     torch.compiler.reset()
     block = SHAPE.build().blocks[0]
@@ -49,7 +50,7 @@ def kept(way: str, backend: str | None) -> float:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        ways = Ways("native", "inputs", way == "pointwise")
+        ways = Ways("native", "inputs", way)
         out = block(x, text, modulation, None, segments, lengths, cross, ways)
     assert out.requires_grad
     return sum(s.nbytes() for pointer, s in found.items() if pointer not in shared) / TOKENS
@@ -58,7 +59,8 @@ def kept(way: str, backend: str | None) -> float:
 def test_pointwise_keeps_what_is_reckoned() -> None:
     reckoned = Activations.of(SHAPE, 1, compiled=True).kept
     # The compiler's partitioner heeds the same policy that keeps them eagerly, and drops what no gradient needs.
-    assert kept("pointwise", "aot_eager_decomp_partition") == reckoned["pointwise"]
+    for way in ("pointwise", "attention"):
+        assert kept(way, "aot_eager_decomp_partition") == reckoned[way]
     # The reference kernel of the rotation has intermediate results of its own, which the fused one has not.
     assert 0.95 < kept("none", "aot_eager_decomp_partition") / reckoned["none"] < 1.25
     assert 1 < kept("none", None) / Activations.of(SHAPE, 1).kept["none"] < 1.5
@@ -72,11 +74,11 @@ def test_a_step_of_the_released_sizes() -> None:
     activations = Activations.of(SHAPES["1.3b"], 32_760)
     assert activations.kept["pointwise"] == pytest.approx(47.9e9, rel=1e-2)
     need = needs(states, activations, accumulates=False)
-    assert need["none"] > need["pointwise"] > need["full"] > need["offload"]
+    assert need["none"] > need["pointwise"] > need["attention"] > need["full"] > need["offload"]
     assert needs(states, activations, accumulates=True)["full"] > need["full"]
     way, told = choose(need, 32_760, 79 * GIB)
     assert way == "pointwise" and told.startswith("recompute: pointwise, at 32,760 tokens a pack")
-    assert choose(need, 32_760, 200 * GIB)[0] == "none" and choose(need, 32_760, 40 * GIB)[0] == "full"
+    assert choose(need, 32_760, 200 * GIB)[0] == "none" and choose(need, 32_760, 40 * GIB)[0] == "attention"
     assert choose(need, 32_760, int(need["offload"] / ROOM) + 1)[0] == "offload"
     assert "NONE FITS" in choose(need, 32_760, 9 * GIB)[1]
 
@@ -115,7 +117,7 @@ LORA = str(ROOT / "renderer" / "wan22_a14b_lora_high.yaml")
 def test_the_command_reckons_before_anything_is_loaded(told: Any) -> None:
     facts = told("-c", BIG, "--shape", "1.3b", "-c", str(ROOT / "data" / "packs.yaml"), "--memory", "79.2")
     assert facts["tokens"] == "72,000" and facts["weights"] == "5.3 GiB" and facts["optimizer"] == "10.6 GiB"
-    assert facts["fastest"] == "full, on a device of 79.2 GiB"
+    assert facts["fastest"] == "attention, on a device of 79.2 GiB"
     small = told("-c", BIG, "--shape", "1.3b", "--tokens", "32760", "--memory", "79.2")
     assert small["fastest"] == "pointwise, on a device of 79.2 GiB"
     lora = told("-c", LORA, "--shape", "14b", "--tokens", "32760", "--memory", "16")

@@ -86,7 +86,7 @@ def compute(axis: Axis, encoding: SegmentEncoding, recompute: Recompute) -> dict
     return found
 
 
-CASES: list[tuple[SegmentEncoding, Recompute]] = [("sa3d", "pointwise"), ("embedding", "full")]
+CASES: list[tuple[SegmentEncoding, Recompute]] = [("sa3d", "pointwise"), ("embedding", "full"), ("plain", "attention")]
 
 
 def _rank(rank: int, port: int, folder: str) -> None:

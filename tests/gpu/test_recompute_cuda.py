@@ -90,7 +90,7 @@ def test_a_step_takes_what_is_reckoned(compiled: bool) -> None:
     states = States.of([model], mixed=not compiled, optimizer=0)
     activations = Activations.of(shape, given.tokens, compiled)
     need, base = needs(states, activations, accumulates=False), torch.cuda.memory_allocated() - states.weights
-    for way in ("pointwise", "full", "offload"):
+    for way in ("pointwise", "attention", "full", "offload"):
         model.recompute = way
         for _ in range(2):  # libraries take their workspaces in the first
             model.zero_grad()
