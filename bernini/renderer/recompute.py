@@ -14,7 +14,7 @@ import bernini.grouped  # noqa: F401  registers bernini::attend
 
 Recompute = Literal["none", "pointwise", "attention", "full", "offload"]
 """``none``: all is kept. ``pointwise``: what matrix products and attention give is kept, the rest computed again.
-``attention``: what attention gives is kept. ``full``: a block's input is kept. ``offload``: that, in host memory."""
+``attention``: what attention gives is kept. ``full``: a block's input is kept. ``offload``: that, on the host."""
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten._scaled_mm.default: 0}  # which argument comes first

@@ -290,7 +290,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         several; gradients or none, of the block's input, too; keys that are not seen.
         """
         dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, GRAPHS)
-        super().compile_repeated_blocks(*args, **kwargs)
+        for block in self.blocks:  # by place: sharding gives their class another name, by which diffusers looks
+            block.compile(*args, **kwargs)
 
     def to_json_string(self) -> str:
         """The configuration under diffusers' class name, so that diffusers loads every model it can compute."""

@@ -3,6 +3,7 @@ import os
 import runpy
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.contestants import VARIANTS, Problem, contestants
 from benchmarks.speed.protocol import Sample, interleave, noise, relative_error, sample
-from benchmarks.speed.renderer import MODELS, check_bf16, check_fp32, forward_flop, main, verdict
+from benchmarks.speed.renderer import MODELS, check_bf16, check_fp32, forward_flop, main, verdict, warm
 from bernini.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_operations_are_those_that_torch_counts(problem):
 
 def test_the_benchmark_checks_times_and_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "speed" / "renderer.json"
-    arguments = "--device cpu --model tiny --grid 2 4 4 --text-rows 8 --steps 4 --forwards 2 --warmup 1 --all"
+    arguments = "--device cpu --model tiny --grid 2 4 4 --text-rows 8 --steps 4 --forwards 2 --warmup 1"
     figures = main([*arguments.split(), "--backend", "aot_eager", "--json", str(path)])
     written = json.loads(path.read_text())
     assert written["verdict"] == figures["verdict"]
@@ -61,14 +62,28 @@ def test_the_benchmark_checks_times_and_writes_its_figures(tmp_path, capsys):
     assert written["verdict"] in capsys.readouterr().out
 
 
-def test_contestants_start_alike_and_learn_alike(problem):
-    rivals = contestants(problem, compiler="eager")
-    for _ in range(3):
-        for rival in rivals:
-            rival.step()
-    outputs = [rival.infer() for rival in rivals]
-    for other in outputs[1:]:
-        assert relative_error(other, outputs[0]) < 1e-2
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_contestants_share_weights_and_learn_alike(weights, problem):
+    rivals = contestants(replace(problem, weights=weights), compiler="eager", variants=["pointwise", "offload"])
+    shared = dict(rivals[0].model.named_parameters())
+    assert shared["blocks.0.ffn.net.2.weight"].dtype == weights
+    for other in rivals[1:]:
+        assert all(shared[name] is parameter for name, parameter in other.model.named_parameters())
+    before = {name: parameter.clone() for name, parameter in shared.items()}
+    made = [rival.gradients() for rival in rivals]
+    for output, gradients in made[1:]:
+        assert relative_error(output, made[0][0]) < 1e-2 and relative_error(gradients, made[0][1]) < 4e-2
+    rivals[1].step()
+    changed = {name for name, parameter in shared.items() if not torch.equal(parameter, before[name])}
+    assert "blocks.1.attn2.to_q.weight" in changed and all(p.grad is None for p in shared.values())
+
+
+def test_what_does_not_fit_is_left_out(problem, monkeypatch):
+    rival = contestants(problem, compiler=None)[1]
+    assert warm(rival, 1)
+    rival.optimizer.register_step_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    assert not warm(rival, 1)
+    assert all(p.grad is None for p in rival.model.parameters())
 
 
 def test_variants_of_ours_share_its_weights_and_compute_the_same(problem, monkeypatch):
@@ -79,7 +94,7 @@ def test_variants_of_ours_share_its_weights_and_compute_the_same(problem, monkey
     ours = {"ours eager", "ours eager, reference", "ours eager, outputs"}
     ours |= {"ours compiled", "ours compiled, reference", "ours compiled, outputs"}
     assert {name for name in rows if name.startswith("ours")} == ours
-    rivals = {rival.name: rival for rival in contestants(problem, None, variants=VARIANTS)}
+    rivals = {rival.name: rival for rival in contestants(problem, None, VARIANTS)}
     eager = rivals.pop("ours eager")
     seen = []
     eager.model.register_forward_pre_hook(
@@ -96,7 +111,8 @@ def test_a_wrong_model_is_not_timed(problem):
     rivals = contestants(problem, compiler=None)
     check_bf16(problem, rivals)
     with torch.no_grad():
-        rivals[1].model.blocks[0].attn1.norm_q.weight.mul_(1.5)
+        norm = rivals[1].model.blocks[0].attn1.norm_q
+        norm.weight = torch.nn.Parameter(1.5 * norm.weight)
     with pytest.raises(RuntimeError, match="ours eager is off by"):
         check_bf16(problem, rivals)
 

@@ -7,7 +7,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bernini.attention import Lengths
@@ -16,6 +18,7 @@ from bernini.lora import AdapterConfig, add_lora
 from bernini.renderer.packing import Pack, PackedSample, Segment, pack
 from bernini.renderer.recompute import Recompute
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.sharding import shard
 
 WAYS = get_args(Recompute)
 CLIP, EDIT = (((3, 4, 6),), 5), (((1, 4, 4), (2, 4, 4)), 7)
@@ -103,6 +106,31 @@ def test_gradients_do_not_depend_on_what_is_recomputed(
         assert relative_error(result, made["none"][0]) < 1e-5
         assert operators.of("attend", "scaled") == attention["none"]
         assert products["none"] <= operators.of("mm") <= products[way]
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_sharded_blocks_recompute_alike(
+    compiled: bool, mesh: DeviceMesh, tiny_model: Any, randn: Any, relative_error: Any
+) -> None:
+    model = tiny_model()
+    given, made = packed(model, randn(0), "several"), {}
+    for way in WAYS:
+        one = copy.deepcopy(model)
+        one.recompute = way
+        shard(one, one.blocks, mesh, methods=["keys_values"])
+        if compiled:
+            one.compile_repeated_blocks(backend="aot_eager")
+        one(given).square().mean().backward()
+        made[way] = torch.cat([p.grad.full_tensor().flatten() for p in one.parameters()])
+        assert relative_error(made[way], made["none"]) < 1e-6, way
 
 
 def test_a_way_that_is_diffusers_switch(tiny_model: Any, randn: Any) -> None:
