@@ -23,6 +23,7 @@ from bernini.errors import ConfigError
 from bernini.renderer.experts import Architecture
 from bernini.renderer.recompute import Recompute
 from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.sharding import weights_mesh
 
 if TYPE_CHECKING:
     import lightning as L
@@ -193,18 +194,19 @@ def settle(module: "L.LightningModule", models: Sequence[PackedWanTransformer3DM
         models,
         mixed and not compiled,
         2 * FP32 if adam else FP32,
-        shards=1 if mesh is None else mesh["data_parallel"].size(),
+        shards=1 if mesh is None else weights_mesh(module).shape[-1],
     )
     half = (
         mixed or (mesh is not None and device.type == "cuda") or models[0].patch_embedding.weight.dtype.itemsize == HALF
     )
     shape = Architecture.of(models[0].config)
-    activations = Activations.of(shape, pack.tokens, compiled, HALF if half else FP32)
+    tokens = models[0].axis.slice(pack.tokens).size
+    activations = Activations.of(shape, tokens, compiled, HALF if half else FP32)
     free = torch.tensor(_free(device), device=device)
     if dist.is_initialized():
         dist.all_reduce(free, dist.ReduceOp.MIN)  # ranks that gather weights together recompute alike
     need = needs(states, activations, trainer.accumulate_grad_batches > 1)
-    way, told = choose(need, pack.tokens, int(free) + states.weights)
+    way, told = choose(need, tokens, int(free) + states.weights)
     rank_zero_info(told)
     for model in models:
         model.recompute = way

@@ -86,12 +86,12 @@ class Slice:
     """A rank's part of a sequence. All are as long as the longest, the last ones filled up.
 
     Attributes:
-        axis: The ranks.
+        axis: The ranks; one alone has all tokens, however many.
         tokens: Length of the sequence.
     """
 
-    axis: Axis
-    tokens: int
+    axis: Axis = Axis()
+    tokens: int = 0
 
     @property
     def size(self) -> int:
@@ -153,6 +153,9 @@ class Slice:
         found.seen = None if lengths.seen is None else lengths.seen[rows]
         return found, [x[rows] if isinstance(x, Tensor) else (x[0][rows], x[1][rows]) for x in contexts]
 
+
+ALONE = Slice()
+"""All tokens, of a rank that holds them alone."""
 
 # -- collectives whose gradients are those of the module's docstring ---------------------------------------------------
 # They are functional ones, for compilers trace these, and selective checkpointing knows them by name.

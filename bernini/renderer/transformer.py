@@ -26,7 +26,7 @@ from bernini.renderer.pointwise import gated_residual, modulated_norm, spread
 from bernini.renderer.recompute import Recompute, caller, recomputing
 from bernini.renderer.segments import SegmentEmbedding, SegmentEncoding, without_ids
 from bernini.rope.op import Saves, Segments, full_width_norm, prepare_segments, sa3d_qk_norm_rope
-from bernini.ulysses import Axis, KeysValues, Slice
+from bernini.ulysses import ALONE, Axis, KeysValues, Slice
 
 GRAPHS = 64  # that are kept of a block
 
@@ -53,14 +53,14 @@ class Ways:
     Attributes:
         attention: Resolved attention backend.
         saves: What the rotation of queries and keys keeps for the backward pass.
-        slice: Which of the pack's tokens this rank computes.
         recompute: What is computed again in the backward pass.
+        slice: Which of the pack's tokens this rank computes.
     """
 
     attention: str
     saves: Saves
-    slice: Slice
     recompute: Recompute = "none"
+    slice: Slice = ALONE
 
 
 def _vary(*tensors: Tensor | None) -> None:
@@ -270,7 +270,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         attention = resolve_backend(self.attention, x.device, dtype, self.config["attention_head_dim"])
         recompute = "full" if self.gradient_checkpointing and self.recompute == "none" else self.recompute
         recompute = recompute if torch.is_grad_enabled() else "none"
-        ways = Ways(attention, self.rope_saves, own, recompute)
+        ways = Ways(attention, self.rope_saves, recompute, own)
         shared = (modulation, sample_index, segments, self_lengths, cross_lengths, ways)
         call = caller(recompute, x.device)
         _vary(modulation, sample_index, segments.table, *(segments.constants if segments.kernel != "fused" else ()))

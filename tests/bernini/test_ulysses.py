@@ -28,6 +28,7 @@ from bernini.errors import ConfigError
 from bernini.media import read_image
 from bernini.renderer.experts import Architecture
 from bernini.renderer.packing import PackedSample, Segment, pack
+from bernini.renderer.recompute import Recompute
 from bernini.renderer.segments import SegmentEncoding
 from bernini.renderer.stage import Stage
 from bernini.renderer.transformer import PackedWanTransformer3DModel
@@ -53,7 +54,7 @@ def make_samples(sizes: list[list[tuple[int, int, int]]], draw: Any) -> list[Pac
     ]
 
 
-def compute(axis: Axis, encoding: SegmentEncoding, recompute: bool) -> dict[str, Tensor]:
+def compute(axis: Axis, encoding: SegmentEncoding, recompute: Recompute) -> dict[str, Tensor]:
     """Outputs, gradients, and samplers' predictions with and without what a stage keeps."""
     torch.manual_seed(0)
     model = PackedWanTransformer3DModel(
@@ -62,7 +63,7 @@ def compute(axis: Axis, encoding: SegmentEncoding, recompute: bool) -> dict[str,
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    model.axis, model.gradient_checkpointing = axis, recompute
+    model.axis, model.recompute = axis, recompute
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -85,7 +86,7 @@ def compute(axis: Axis, encoding: SegmentEncoding, recompute: bool) -> dict[str,
     return found
 
 
-CASES: list[tuple[SegmentEncoding, bool]] = [("sa3d", False), ("embedding", True)]
+CASES: list[tuple[SegmentEncoding, Recompute]] = [("sa3d", "pointwise"), ("embedding", "full"), ("plain", "attention")]
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
