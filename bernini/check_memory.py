@@ -1,6 +1,7 @@
 """`bernini check -c CONFIG`: how much memory training by a configuration takes, before anything is loaded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from bernini.checkpoints.parts import EXPERTS, read_json
 from bernini.errors import ConfigError
 from bernini.lora import add_lora
 from bernini.memory import FP32, GIB, HALF, ROOM, Activations, States, fastest, needs
+from bernini.quantizing import Quantization, quantize
 from bernini.renderer.experts import FOLDERS, SHAPES, Architecture, experts_of
 from bernini.renderer.lora import LoRAConfig
+from bernini.renderer.transformer import PackedWanTransformer3DModel
+from bernini.swapping import saved
 
 
 def memory(configs: Sequence[str], tokens: int | None, shape: str | None, gib: float | None) -> dict[str, str]:
@@ -49,7 +53,7 @@ def memory(configs: Sequence[str], tokens: int | None, shape: str | None, gib: f
     compiled, mixed = bool(given.get("compile", False)), "mixed" in str(_trainer(config, "precision"))
     lora = given.get("lora")
     models = [
-        _meta(architecture, lora, given.get("frozen_dtype", "float32"))
+        _meta(architecture, lora, given.get("frozen_dtype", "float32"), given.get("quantize"))
         for _ in experts_of(given.get("expert", "single"))
     ]
     states = States.of(
@@ -58,6 +62,7 @@ def memory(configs: Sequence[str], tokens: int | None, shape: str | None, gib: f
         average=_averages(config),
         shards=_trainer(config, "strategy.init_args.data_parallel_size") or 1,
     )
+    states = replace(states, weights=states.weights - sum(saved(m, given.get("swap_blocks", 0)) for m in models))
     activations = Activations.of(architecture, tokens, compiled, HALF if mixed else FP32)
     need = needs(states, activations, (_trainer(config, "accumulate_grad_batches") or 1) > 1)
     facts = {name: _told(size) for name, size in vars(states).items() if size}
@@ -108,7 +113,9 @@ def _shape(given: DictConfig, shape: str | None) -> Architecture:
     return Architecture.of(read_json(found))
 
 
-def _meta(architecture: Architecture, lora: DictConfig | None, frozen: str) -> torch.nn.Module:
+def _meta(
+    architecture: Architecture, lora: DictConfig | None, frozen: str, kind: Quantization | None
+) -> PackedWanTransformer3DModel:
     """The transformer without memory, trained as the configuration says."""
     with torch.device("meta"):
         model = architecture.build()
@@ -116,6 +123,8 @@ def _meta(architecture: Architecture, lora: DictConfig | None, frozen: str) -> t
             model = model.to(getattr(torch, frozen))
             given: dict[str, Any] = {str(name): value for name, value in lora.items() if name != "init_from"}
             add_lora(model, LoRAConfig(**given))
+        if kind:
+            quantize(model.blocks, kind)
     return model
 
 

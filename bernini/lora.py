@@ -94,11 +94,24 @@ def add_lora(model: Any, config: AdapterConfig) -> None:
         raise ConfigError("the LoRA fits no layer", where="lora.targets", why=str(error).splitlines()[0]) from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
+    for layer in adapted(model).values():
+        layer._cast_input_dtype = _cast_input
+
+
+def _cast_input(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input as a LoRA takes it. Autocast would turn PEFT's fp32 copy back, and keep that beside the input."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that are learned."""
     return [p for p in module.parameters() if p.requires_grad]
+
+
+def ignore_frozen_in_ddp(module: nn.Module) -> None:
+    """Have DDP leave alone what is not trained: it may be anywhere, and of dtypes that it cannot send."""
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from bernini.errors import CheckpointError, ConfigError
@@ -74,3 +75,11 @@ def _check(path: Path) -> None:
         raise CheckpointError("the checkpoint cannot be read", where=where, why=why, fix=fix) from error
     if not isinstance(stored, dict) or "state_dict" not in stored or "pytorch-lightning_version" not in stored:
         raise CheckpointError("the file holds no Lightning checkpoint", where=where, fix=fix)
+
+
+class HostCheckpointIO(TorchCheckpointIO):
+    """Reads checkpoints to the host by its name, as the eight-bit states of torchao's optimizers want it."""
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's own, whose default for ``map_location`` is a function, which their tensors refuse."""
+        return super().load_checkpoint(path, map_location, weights_only)

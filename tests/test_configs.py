@@ -30,8 +30,10 @@ BANKED, COBANKED = (ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("bank
 PLANNERS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("sight", "planner")]
 COTRAININGS = [ROOT / "configs" / "toy" / f"{stem}.yaml" for stem in ("warmup", "cotrain", "cot")]
 MIXES = [file for file in FILES if file.stem.startswith("mix_")]
+SMALL = [file for file in FILES if file.parent.name == "small"]
 OVERLAYS = [file for file in FILES if file not in (*RUNS, BANKED, COBANKED)]
 BASE = ROOT / "configs" / "renderer" / "wan21_1.3b.yaml"
+LORA = ROOT / "configs" / "renderer" / "wan21_1.3b_lora.yaml"
 
 
 def name(file: Path) -> str:
@@ -144,13 +146,23 @@ def test_overlay_goes_over_a_whole_configuration(file: Path, wan: Path, shards: 
     changed, data = CONTENTS[file].get("trainer", {}), CONTENTS[file].get("data", {}).get("class_path")
     left_out = r"--model\.text\.encoder" + (r"|--data\.(train|val|max_samples)" if data else "")
     left_out += r"|--data\.batch_size" if file.stem == "packs" else ""
-    arguments = [a for a in tiny(BASE, wan, shards) if not re.match(left_out, a)]
-    cli = run_lightning(["-c", str(BASE), f"--model.text.encoder={wan}", "-c", str(file), *arguments], run=False)
+    base = LORA if file in SMALL else BASE
+    arguments = [a for a in tiny(base, wan, shards) if not re.match(left_out, a)]
+    cli = run_lightning(["-c", str(base), f"--model.text.encoder={wan}", "-c", str(file), *arguments], run=False)
     built = {f"{type(x).__module__}.{type(x).__name__}" for x in (cli.datamodule, *cli.trainer.callbacks)}
     assert built >= {c["class_path"] for c in changed.get("callbacks+", [])} | ({data} if data else set())
     if "devices" in changed:
         assert cli.trainer.world_size == changed["devices"] * changed.get("num_nodes", 1)
     assert (cli.model.features.encoder is None) == ("prepared" in file.name)
+
+
+@pytest.mark.parametrize("file", SMALL, ids=name)
+def test_lora_trains_on_a_small_gpus_settings(file: Path, wan: Path, shards: Path, elsewhere: Path) -> None:
+    arguments = [*tiny(LORA, wan, shards), "--model.swap_blocks=2"]
+    assert main(["fit", "-c", str(LORA), "-c", str(file), *arguments]) == 0
+    assert list(elsewhere.rglob("pytorch_lora_weights.safetensors"))
+    blocks = Architecture().num_layers if "14b" in file.stem else 30
+    assert CONTENTS[file]["model"]["init_args"]["swap_blocks"] == blocks
 
 
 @pytest.mark.parametrize("file", MIXES, ids=name)

@@ -251,6 +251,12 @@ class BankedRendererModule(RendererModule):
                 why="every batch has the same shapes",
                 fix="set image and video to 0, or train with bernini.renderer.module.RendererModule",
             )
+        if self.swap_blocks and cuda_graphs:
+            raise ConfigError(
+                "a CUDA graph keeps weights where they are",
+                where="model.init_args.swap_blocks",
+                fix="leave swap_blocks out, or set cuda_graphs: false",
+            )
         self.cuda_graphs = cuda_graphs
         self._passes: dict[str, Callable[[Tensor], Tensor]] = {}
 

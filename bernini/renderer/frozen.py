@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bernini.swapping import bring_for_calls
 from bernini.text.encoder import MAX_TOKENS, TextFeatures
 from bernini.vae.codec import LatentCodec
 
@@ -30,13 +31,18 @@ class Frozen:
         vae: Folder of the VAE.
         text: Where text features come from.
         dtype: Dtype of the weights.
+        offload: Keep both in host memory but while they work.
     """
 
-    def __init__(self, vae: str, text: TextConfig, dtype: torch.dtype) -> None:
+    def __init__(self, vae: str, text: TextConfig, dtype: torch.dtype, offload: bool = False) -> None:
         self.dtype = dtype
         self._device = torch.device("cpu")
         self._codec = LatentCodec.from_pretrained(vae, dtype)
         self._features = TextFeatures(text.encoder, text.table, dtype)
+        if offload:
+            bring_for_calls(self._codec.vae, ["encode", "decode"], lambda: self._device)
+            if self._features.encoder:
+                bring_for_calls(self._features.encoder, ["encode"], lambda: self._device)
 
     def codec(self, device: torch.device) -> LatentCodec:
         """The VAE."""

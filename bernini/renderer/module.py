@@ -11,12 +11,14 @@ from bernini.attention import AttentionBackend
 from bernini.conversation import Batch, Conversation
 from bernini.dropout import DropoutConfig
 from bernini.errors import ConfigError
+from bernini.float8 import compute_in_float8
 from bernini.flow.noise import Expert, NoiseConfig
-from bernini.lora import Adaptable, add_lora
+from bernini.lora import Adaptable, add_lora, ignore_frozen_in_ddp
 from bernini.means import MeanTable, mean_over_ranks
 from bernini.measuring import Measured
 from bernini.memory import Choice as RecomputeChoice
 from bernini.memory import settle
+from bernini.quantizing import Quantization, quantize
 from bernini.renderer.experts import Architecture, Choice, Experts, experts_of, load_transformer
 from bernini.renderer.frozen import Frozen, TextConfig
 from bernini.renderer.learning import draw_latents, target_losses
@@ -29,6 +31,7 @@ from bernini.renderer.transformer import PackedWanTransformer3DModel
 from bernini.rope.op import Saves
 from bernini.seeds import draw_seed
 from bernini.sharding import shard, weights_mesh
+from bernini.swapping import BlockSwapping
 from bernini.text.encoder import TextFeatures
 from bernini.ulysses import Axis
 from bernini.vae.codec import LatentCodec
@@ -48,6 +51,11 @@ class RendererModule(Measured, Adaptable):
         noise: How timesteps are drawn.
         dropout: How conditions are dropped.
         lora: Train a LoRA instead of all weights.
+        quantize: Keep the linear layers below the LoRA in eight bits: ``int8`` or ``fp8``.
+        swap_blocks: Keep the frozen weights of this many blocks in host memory, from where they come when it is their
+            turn; all but two of them take no device memory.
+        float8: Multiply matrices in float8 while all weights are trained; takes torchao, and a GPU as of Ada or Hopper.
+        offload_frozen: Keep the VAE and the text encoder in host memory but while they work.
         sampling: How clips are sampled in validation and prediction.
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning rate schedule, stepped every optimizer step.
@@ -75,6 +83,10 @@ class RendererModule(Measured, Adaptable):
         noise: NoiseConfig = NoiseConfig(),  # noqa: B008
         dropout: DropoutConfig = DropoutConfig(),  # noqa: B008
         lora: LoRAConfig | None = None,
+        quantize: Quantization | None = None,
+        swap_blocks: int = 0,
+        float8: bool = False,
+        offload_frozen: bool = False,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -93,13 +105,33 @@ class RendererModule(Measured, Adaptable):
                 where="model.init_args",
                 fix="set init_from to train from weights, or architecture to train from scratch",
             )
+        if (quantize or swap_blocks) and lora is None:
+            raise ConfigError(
+                "only frozen weights can be in eight bits or in host memory",
+                where="model.init_args.quantize, swap_blocks",
+                fix="train a LoRA (lora: {rank: 32}), or leave both out",
+            )
+        if swap_blocks and recompute in ("none", "auto"):
+            raise ConfigError(
+                "swap_blocks saves nothing unless blocks are recomputed",
+                where="model.init_args",
+                why=f"recompute is {recompute}; what is kept for the backward pass may hold on to the weights",
+                fix="set recompute: full, or offload",
+            )
+        if float8 and lora is not None:
+            raise ConfigError(
+                "float8 is for training all weights",
+                where="model.init_args.float8",
+                fix="quantize: fp8, for a LoRA's base",
+            )
+        self.quantize, self.swap_blocks, self.float8 = quantize, swap_blocks, float8
         self.expert, self.init_from, self.architecture = expert, init_from, architecture
         self.text, self.noise, self.dropout, self.sampling = text, noise, dropout, sampling
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.attention, self.rope_saves = attention, rope_saves
         self.recompute, self.compile_blocks = recompute, compile
         self.max_latent_frames, self.seed = max_latent_frames, seed
-        self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype))
+        self._frozen = Frozen(vae, text, getattr(torch, frozen_dtype), offload_frozen)
 
     # -- model -----------------------------------------------------------------------------------------------------
 
@@ -107,6 +139,12 @@ class RendererModule(Measured, Adaptable):
         """Build the transformers; sharded over the mesh if the strategy brings one."""
         if hasattr(self, "renderer"):
             return
+        if self.device_mesh is not None and (self.quantize or self.swap_blocks):
+            raise ConfigError(
+                "sharded weights can be neither in eight bits nor in host memory",
+                where="model.init_args.quantize, swap_blocks",
+                fix="leave both out, or train with trainer.strategy: ddp",
+            )
         models = {name: self._build(expert) for name, expert in experts_of(self.expert).items()}
         boundary = 0.0 if self.expert == "single" else self.noise.boundary
         self.renderer = Experts(models.get("transformer"), models.get("transformer_2"), boundary)
@@ -117,8 +155,12 @@ class RendererModule(Measured, Adaptable):
                 shard(model, model.blocks, weights_mesh(self), methods=["keys_values"])
                 model.axis = Axis.of(self.device_mesh, model.config["num_attention_heads"])
             model.train()  # from_pretrained leaves it in eval mode, in which a LoRA's dropout does nothing
+            if self.swap_blocks:
+                BlockSwapping(model, self.swap_blocks)
             if self.compile_blocks:
                 model.compile_repeated_blocks()
+        if self.lora:  # the same everywhere from the start, and not all on the device
+            ignore_frozen_in_ddp(self)
 
     def _build(self, expert: Expert) -> PackedWanTransformer3DModel:
         if self.init_from:
@@ -130,6 +172,10 @@ class RendererModule(Measured, Adaptable):
         model.recompute = "full" if self.recompute == "auto" else self.recompute
         if self.lora:
             add_lora(model, self.lora)
+        if self.float8:
+            compute_in_float8(model.blocks)
+        if self.quantize:
+            quantize(model.blocks, self.quantize)
         return model
 
     @property

@@ -17,6 +17,7 @@ from bernini.renderer.bank import load_stacks, save_stacks
 from bernini.renderer.banked import SIGMAS, BankedRendererModule, StackedPass
 from bernini.renderer.experts import Architecture
 from bernini.renderer.latents import noise_samples
+from bernini.renderer.lora import LoRAConfig
 from bernini.renderer.packing import pack
 from bernini.vae.codec import LatentCodec
 from datamodules.toyworld.bank import RowsOfBank, shares
@@ -113,6 +114,17 @@ def test_sources_cannot_be_dropped():
     with pytest.raises(ConfigError, match="sources cannot be dropped"):
         BankedRendererModule(
             vae=str(ROOT / "assets/toy/vae"), architecture=TINY, dropout=DropoutConfig(0.1, image=0.1, video=0.0)
+        )
+
+
+def test_swapped_blocks_are_not_recorded():
+    with pytest.raises(ConfigError, match="CUDA graph keeps weights"):
+        BankedRendererModule(
+            vae=str(ROOT / "assets/toy/vae"),
+            architecture=TINY,
+            dropout=DropoutConfig(0.1, image=0.0, video=0.0),
+            lora=LoRAConfig(rank=2),
+            swap_blocks=1,
         )
 
 

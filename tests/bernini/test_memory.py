@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from factories import build, fit, make_config
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -123,6 +124,20 @@ def test_the_command_reckons_before_anything_is_loaded(told: Any) -> None:
     lora = told("-c", LORA, "--shape", "14b", "--tokens", "32760", "--memory", "16")
     assert float(lora["gradients"].split()[0]) < 1 and lora["fastest"] == "none fits a device of 16 GiB"
     assert told("-c", str(ROOT / "toy" / "lora.yaml"), "--tokens", "64")["weights"] == "0.0 GiB"
+
+
+@pytest.mark.parametrize(
+    ("base", "small", "shape", "tokens", "gib"),
+    [(LORA, "14b_24gb", "14b", 40560, 24), (BIG.replace(".yaml", "_lora.yaml"), "1.3b_8gb", "1.3b", 32760, 8)],
+)
+def test_small_gpus_have_room_under_their_settings(
+    told: Any, base: str, small: str, shape: str, tokens: int, gib: int
+) -> None:
+    arguments = ["-c", base, "--shape", shape, "--tokens", str(tokens), "--memory", str(gib)]
+    assert told(*arguments)["fastest"] == f"none fits a device of {gib} GiB"
+    overlay = ROOT / "renderer" / "small" / f"{small}.yaml"
+    way = yaml.safe_load(overlay.read_text())["model"]["init_args"]["recompute"]
+    assert told(*arguments, "-c", str(overlay))["fastest"] == f"{way}, on a device of {gib} GiB"
 
 
 @pytest.mark.parametrize(
