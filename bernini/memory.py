@@ -93,11 +93,13 @@ class Activations:
         kept: At the end of the forward pass, by way to recompute.
         head: What the last norm and projection keep besides.
         working: What the backward pass of one block adds to that.
+        again: What it adds where products are computed again, too.
     """
 
     kept: dict[Recompute, int]
     head: int
     working: int
+    again: int
 
     @classmethod
     def of(cls, shape: Architecture, tokens: int, compiled: bool = False, activation: int = HALF) -> "Activations":
@@ -122,7 +124,9 @@ class Activations:
         kept: dict[Recompute, int] = {way: tokens * shape.num_layers * size for way, size in each.items()}
         kept["offload"] = tokens * 2 * activation * d
         head = (2 * FP32 + activation) * d
-        return cls(kept, tokens * head, tokens * (none + 4 * activation * d + 2 * activation * f))
+        working = none + 4 * activation * d + 2 * activation * f
+        again = 3 * activation * f if compiled else 0  # by measurement: compiled code lets go of less
+        return cls(kept, tokens * head, tokens * working, tokens * again)
 
 
 def fastest(need: dict[Recompute, int], room: float) -> Recompute:
@@ -145,9 +149,12 @@ def needs(states: States, activations: Activations, accumulates: bool) -> dict[R
             pass, as Lightning does it, when activations are the most.
     """
     held = sum(vars(states).values()) - states.gradients + activations.head
-    passing = states.gradients, activations.working
-    most = sum(passing) if accumulates else max(passing)
-    return {way: held + most + kept for way, kept in activations.kept.items()}
+
+    def passing(way: Recompute) -> int:
+        working = activations.working + (0 if way in ("none", "pointwise") else activations.again)
+        return states.gradients + working if accumulates else max(states.gradients, working)
+
+    return {way: held + passing(way) + kept for way, kept in activations.kept.items()}
 
 
 def choose(need: dict[Recompute, int], tokens: int, free: int) -> tuple[Recompute, str]:

@@ -17,10 +17,7 @@ ALIGNMENT = 256  # bytes; kernels read fastest from where a tensor of its own wo
 
 def _pages(size: int) -> Tensor:
     """Bytes of host memory, at least ``size``, that share no page with others: pages are locked once, and whole."""
-    size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    buffer = torch.empty(size + mmap.PAGESIZE, dtype=torch.uint8)
-    start = -buffer.data_ptr() % mmap.PAGESIZE
-    return buffer[start : start + size]
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 class HostWeights:
