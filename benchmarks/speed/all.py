@@ -30,6 +30,7 @@ COMMANDS = {
         "packs",
         f"{TINY} --max-frames 17 --max-area 4096 --tokens 200 --samples 200 --ranks 2 --steps 1 --no-compile",
     ),
+    "small": ("small --recompute offload --cap 24 --variants swap fp8-swap", f"{TINY} --steps 1"),
     "plan": (
         "planner plan",
         f"{TINY} --target 12 --sources 20 --text 8 --negative 5 --steps 4 --rounds 1",
@@ -42,7 +43,7 @@ COMMANDS = {
 }
 """Arguments of each benchmark, and those of a small run on a CPU."""
 
-LEVELS = ("contestants", "calls", "shapes", "functions")  # names that say nothing in the table
+LEVELS = ("contestants", "calls", "shapes", "functions", "variants")  # names that say nothing in the table
 
 
 def timed(figures: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -160,7 +160,7 @@ def test_frames_of_several_sizes_and_checkpointed_gradients_are_refused() -> Non
     large.sources[0].media = SAMPLES[4].targets[0].media
     with pytest.raises(DataError, match="2 sizes in one sample"):
         bank_of(module, (large,))
-    with pytest.raises(ConfigError, match="cannot be checkpointed"):
+    with pytest.raises(ConfigError, match="nothing can be recomputed here"):
         BankedPlannerModule(tokenizer=str(module.template.tokenizer.name_or_path), init_from="anywhere")
 
 
