@@ -51,7 +51,7 @@ def memory(configs: Sequence[str], tokens: int | None, shape: str | None, gib: f
         )
     architecture = _shape(given, shape)
     compiled, mixed = bool(given.get("compile", False)), "mixed" in str(_trainer(config, "precision"))
-    lora = given.get("lora")
+    lora, (shards, peers) = given.get("lora"), _ranks(config)
     models = [
         _meta(architecture, lora, given.get("frozen_dtype", "float32"), given.get("quantize"))
         for _ in experts_of(given.get("expert", "single"))
@@ -60,10 +60,11 @@ def memory(configs: Sequence[str], tokens: int | None, shape: str | None, gib: f
         models,
         mixed and not compiled,
         average=_averages(config),
-        shards=_trainer(config, "strategy.init_args.data_parallel_size") or 1,
+        shards=shards,
     )
     states = replace(states, weights=states.weights - sum(saved(m, given.get("swap_blocks", 0)) for m in models))
-    activations = Activations.of(architecture, tokens, compiled, HALF if mixed else FP32)
+    half = mixed or shards > 1  # sharded weights compute in half precision
+    activations = Activations.of(architecture, -(-tokens // peers), compiled, HALF if half else FP32)
     need = needs(states, activations, (_trainer(config, "accumulate_grad_batches") or 1) > 1)
     facts = {name: _told(size) for name, size in vars(states).items() if size}
     facts["one block"] = f"{_told(activations.working)}, in its backward pass"
@@ -88,6 +89,18 @@ def _read(configs: Sequence[str]) -> DictConfig:
 
 def _trainer(config: DictConfig, key: str) -> Any:
     return OmegaConf.select(config, f"trainer.{key}")
+
+
+def _ranks(config: DictConfig) -> tuple[int, int]:
+    """How many GPUs share the weights, and how many a pack."""
+    strategy = _trainer(config, "strategy")
+    if not isinstance(strategy, DictConfig):
+        return 1, 1
+    given = strategy.get("init_args") or DictConfig({})
+    peers = int(given.get("tensor_parallel_size", 1))
+    if "data_parallel_size" in given:
+        return int(given.data_parallel_size) * peers, peers
+    return int(config.trainer.devices) * int(_trainer(config, "num_nodes") or 1) // int(given.get("replicas", 1)), peers
 
 
 def _averages(config: DictConfig) -> bool:

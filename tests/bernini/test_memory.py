@@ -126,6 +126,16 @@ def test_the_command_reckons_before_anything_is_loaded(told: Any) -> None:
     assert told("-c", str(ROOT / "toy" / "lora.yaml"), "--tokens", "64")["weights"] == "0.0 GiB"
 
 
+def test_what_gpus_share_is_reckoned_for_each_of_them(told: Any) -> None:
+    def facts(trainer: str) -> tuple[float, float]:
+        found = told("-c", BIG, "--shape", "1.3b", "--tokens", "32760", "-c", str(ROOT / "trainer" / f"{trainer}.yaml"))
+        return float(found["optimizer"].split()[0]), float(found["recompute: pointwise"].split()[-3])
+
+    alone = facts("ddp_8")
+    assert alone[0] == 10.6 and facts("hsdp_2x8") == facts("fsdp2_8") == (pytest.approx(10.6 / 8, abs=0.1), alone[1])
+    assert facts("ulysses_2") == (pytest.approx(10.6 / 8, abs=0.1), pytest.approx(alone[1] / 2, abs=0.1))
+
+
 @pytest.mark.parametrize(
     ("base", "small", "shape", "tokens", "gib"),
     [(LORA, "14b_24gb", "14b", 40560, 24), (BIG.replace(".yaml", "_lora.yaml"), "1.3b_8gb", "1.3b", 32760, 8)],
