@@ -11,6 +11,7 @@ from recording import keys_in, make_shards, read_rows
 
 ROOT = Path(__file__).parents[2]
 START_METHODS = ["fork", "spawn", "forkserver"]
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK")
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
 
 
@@ -22,7 +23,9 @@ def test_every_sample_comes_once_with_any_launcher_and_start_method(
     if launcher == "torchrun" and not every:
         pytest.skip("with --start-methods; `factories.run_ranks` starts ranks alike in other tests")
     shards = make_shards(tmp_path / "shards", 40)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    # A trainer of another test in this process may have left where its ranks met.
+    environment = {name: value for name, value in os.environ.items() if name not in MEETING}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
